@@ -1,0 +1,35 @@
+# make demo: set up and run the whole line. make test: set up and pass the tests. Nothing else is needed but Python 3.11 and gcc.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export DO_NOT_TRACK := 1
+
+.PHONY: demo test test-slow test-services lint setup constraints clean
+
+demo: setup  ## from raw text to a released model; again, and nothing reruns
+	$(BIN)/modelyard run recipes/tiny.yaml
+
+test: setup  ## everything but what is marked slow or services
+	$(BIN)/python -m pytest -q -n 2
+
+test-slow: setup  ## learning, kills and resumes of the whole line: many minutes
+	$(BIN)/python -m pytest -q -m slow
+
+test-services: setup  ## what needs servers of its own
+	$(BIN)/python -m pytest -q -m services || [ $$? -eq 5 ]
+
+lint: setup
+	$(BIN)/ruff check .
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not here, and every tested version is pinned for Python 3.11. Install it, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	@[ -x $(BIN)/python ] || { echo "setting up .venv (about 2.3 GB, two minutes)"; $(PYTHON) -m venv .venv; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+constraints:  ## pin what is installed now
+	(head -1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//') > constraints.new && mv constraints.new constraints.txt
+
+clean:  ## forget every run and its history; data and the environment stay
+	rm -rf .modelyard

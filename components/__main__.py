@@ -1,0 +1,83 @@
+"""The one door for processes: `python -m components STAGE --config job.yaml`.
+
+The flows come through it, and so do DVC's commands, torchrun, and a person with a debugger:
+
+    python -m components documents --config params.yaml --dataset tiny --out data/tiny/documents    (a data step, as in dvc.yaml)
+    python -m components sft --config job.yaml                                                      (a stage, as the flows start it)
+    python -m components chat --model models:/modelyard@champion                                    (talk to a model)
+
+Exit codes: 0 done, 1 a defect (with its traceback), 2 bad input (with one message).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+import yaml
+
+DATA_STEPS = ("documents", "tokenizer", "tokens", "chats", "preferences", "benchmarks")
+STAGES = ("data", "plan-data", "pretrain", "sft", "reward", "ppo", "evaluate", "release")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m components", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=(*DATA_STEPS, *STAGES, "chat"), help="what to run")
+    parser.add_argument("--config", type=Path, help="YAML: params.yaml for a data step, a job for a stage")
+    parser.add_argument("--dataset", help="which dataset of params.yaml (data steps)")
+    parser.add_argument("--out", type=Path, help="folder to write (data steps; a stage's follows from its identity)")
+    parser.add_argument("--model", help="models:/name@alias, models:/name/version or a folder (chat)")
+    parser.add_argument("--max-new-tokens", type=int, default=96, help="longest answer (chat)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 = always the likeliest token (chat)")
+    args = parser.parse_args()
+    _end_with_parent()
+
+    from components.schema.recipe import BadInput
+
+    try:
+        if args.stage in DATA_STEPS:
+            from components.data import steps
+
+            steps.main(args.stage, args.config, args.dataset, args.out)
+        elif args.stage == "chat":
+            from components.serving import terminal
+
+            terminal.chat(args.model, args.max_new_tokens, args.temperature)
+        else:
+            from components import stages
+            from components.schema.jobs import Job
+
+            stages.run(args.stage, Job.model_validate(yaml.safe_load(args.config.read_text())))
+    except BadInput as error:
+        _say_error(str(error))
+        return 2
+    except OSError as error:
+        if error.errno != 28:  # ENOSPC
+            raise
+        _say_error(f"disk: no space left while writing {error.filename or 'a file'}. What was finished is kept. Free some space and run the same command again")
+        return 2
+    return 0
+
+
+def _end_with_parent() -> None:
+    """A stage whose flow was killed must not train on as an orphan: Linux sends us SIGKILL when the launcher dies."""
+    if parent := os.environ.get("MODELYARD_PARENT"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if sys.argv[1] in STAGES and os.getppid() != int(parent):
+            sys.exit("the process that started this stage is gone")
+
+
+def _say_error(text: str) -> None:
+    if os.environ.get("MODELYARD_EVENTS"):
+        from components.stages import say
+
+        say({"event": "error", "text": text})
+    print(f"error: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Start a stage as a process of its own, stream what it says, and return its record.
+
+A process of its own gives its memory back when it ends, dies without taking the flow along, and is the same command
+that DVC, torchrun or a person would type. Whether it has to run at all is decided here first: a record that stands
+(files present, sizes and hashes right) is reused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from components.schema.jobs import Job
+from components.schema.recipe import BadInput
+from components.schema.records import Record
+
+EVENT = "@modelyard "  # a line of a stage's output that starts so is an event for us; every other line is log
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+class StageDied(Exception):
+    """A stage's process ended without a record and without saying why: killed, out of memory, or a defect."""
+
+
+class Verdict(NamedTuple):
+    """Whether a job has to run."""
+
+    action: str
+    """run, resume or reuse"""
+    reason: str
+
+
+def verdict(job: Job) -> Verdict:
+    """Look at what stands on disk; nothing is changed."""
+    if not (job.folder / "record.json").exists():
+        if job.folder.with_name(job.folder.name + ".partial").exists():
+            return Verdict("resume", "an unfinished run of it stands; it goes on from its last checkpoint")
+        return Verdict("run", "no result of this configuration and these inputs yet")
+    try:
+        damage = Record.read(job.folder).damage()
+    except BadInput as error:
+        return Verdict("run", str(error))
+    if damage:
+        return Verdict("run", f"its result is damaged: {damage}")
+    return Verdict("reuse", "same configuration, inputs and revision; every file has its md5")
+
+
+def launch(job: Job, listen: Listener = lambda event: None) -> tuple[Record, Verdict]:
+    """Run one job unless its record stands. Errors: BadInput (a person can mend it), StageDied (the process was lost)."""
+    found = verdict(job)
+    if found.action != "reuse" or job.stage == "data":  # only DVC can say whether data is current
+        answer = call(job.stage, job.model_dump(mode="json"), listen)
+        found = Verdict(answer.get("action", found.action), answer.get("reason", found.reason))
+        return Record.read(Path(answer["folder"])), found
+    return Record.read(job.folder), found
+
+
+def call(stage: str, job: dict[str, Any], listen: Listener = lambda event: None) -> dict[str, Any]:
+    """Run `python -m components STAGE` on a job, pass its events on, and return its last word (the `result` event)."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=f"{stage}-") as file:
+        json.dump(job, file)  # JSON is YAML
+        file.flush()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "components", stage, "--config", file.name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "MODELYARD_EVENTS": "1", "MODELYARD_PARENT": str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            return _follow(stage, process, listen)
+        finally:
+            end(process)
+
+
+def _follow(stage: str, process: subprocess.Popen[str], listen: Listener) -> dict[str, Any]:
+    """Read a stage's output until it ends."""
+    result: dict[str, Any] | None = None
+    error: str | None = None
+    tail: deque[str] = deque(maxlen=30)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if not line.startswith(EVENT):
+            tail.append(line.rstrip())
+            listen({"event": "log", "stage": stage, "text": line.rstrip()})
+            continue
+        event = json.loads(line.removeprefix(EVENT))
+        if event["event"] == "result":
+            result = event
+        elif event["event"] == "error":
+            error = event["text"]
+        else:
+            listen({**event, "stage": stage})
+    code = process.wait()
+    if error is not None:
+        raise BadInput(error)
+    if code or result is None:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        last = "\n".join(f"  | {line}" for line in tail)
+        raise StageDied(f"{stage} {how} before it finished. What was done is kept: run the same command again and it goes on. Its last lines:\n{last}")
+    return result
+
+
+def end(process: subprocess.Popen[str], grace_s: float = 8.0) -> None:
+    """End a stage's whole process group: politely, then surely."""
+    for signal_number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+        if process.poll() is not None:
+            return
+        try:
+            os.killpg(process.pid, signal_number)
+            process.wait(wait_s)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue

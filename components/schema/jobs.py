@@ -1,0 +1,126 @@
+"""The line as jobs: what each stage is given, in one place.
+
+A job is pure data: its identity and its output's place follow from its configuration and its inputs, so the whole line
+can be planned before anything runs, and the flows, `--plan` and `modelyard stage` cannot disagree about it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from components.schema.recipe import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    GateConfig,
+    ModelConfig,
+    PPOConfig,
+    PretrainConfig,
+    Recipe,
+    Resources,
+    RewardConfig,
+    SFTConfig,
+)
+from components.schema.records import Artifact, Dataset, folder_of, identity_of
+
+LINE = ("data", "pretrain", "sft", "reward", "ppo", "evaluate", "release")
+
+
+class Run(Config):
+    """What every stage of one run shares besides its own configuration."""
+
+    recipe_name: str = "unnamed"
+    """Name of the recipe, for the tracker."""
+    recipe_hash: str = ""
+    """md5 of the resolved recipe."""
+    seed: int = 0
+    """The recipe's seed."""
+    resources: Resources = Resources()
+    """What this machine gives."""
+    parent_run_id: str | None = None
+    """MLflow run under which the stages' runs stand; None = each stands alone."""
+
+
+class Job(Config):
+    """One stage to be run: everything its process is told."""
+
+    stage: str
+    config: dict[str, Any]
+    """What defines the result, seed included."""
+    inputs: dict[str, Artifact] = {}
+    run: Run = Run()
+    """What surrounds it; never part of the identity."""
+
+    @property
+    def identity(self) -> str:
+        return identity_of(self.stage, self.config, {name: part.identity for name, part in self.inputs.items()})
+
+    @property
+    def folder(self) -> Path:
+        return folder_of(self.stage, self.identity)
+
+    @property
+    def output(self) -> Artifact:
+        """What a later stage reads, known before this one has run."""
+        return Artifact(path=str(self.folder), identity=self.identity)
+
+
+def data(config: DataConfig, run: Run) -> Job:
+    return Job(stage="data", config=_plain(data=config), run=run)
+
+
+def pretrain(model: ModelConfig, config: PretrainConfig, dataset: Dataset, run: Run) -> Job:
+    return Job(
+        stage="pretrain",
+        config=_plain(model=model, pretrain=config, seed=run.seed),
+        inputs={"tokens": dataset.tokens, "tokenizer": dataset.tokenizer},
+        run=run,
+    )
+
+
+def sft(config: SFTConfig, base: Artifact, dataset: Dataset, run: Run) -> Job:
+    return Job(stage="sft", config=_plain(sft=config, seed=run.seed), inputs={"base": base, "chats": dataset.chats}, run=run)
+
+
+def reward(config: RewardConfig, chat: Artifact, dataset: Dataset, run: Run) -> Job:
+    return Job(stage="reward", config=_plain(reward=config, seed=run.seed), inputs={"chat": chat, "preferences": dataset.preferences}, run=run)
+
+
+def ppo(config: PPOConfig, chat: Artifact, scorer: Artifact, dataset: Dataset, run: Run) -> Job:
+    return Job(
+        stage="ppo",
+        config=_plain(ppo=config, seed=run.seed),
+        inputs={"chat": chat, "scorer": scorer, "preferences": dataset.preferences},
+        run=run,
+    )
+
+
+def evaluate(config: EvalConfig, models: dict[str, Artifact], dataset: Dataset, run: Run) -> Job:
+    """`models` by role: base, chat, policy. All are measured in one process, so that before and after share every setting."""
+    return Job(
+        stage="evaluate",
+        config=_plain(evals=config, seed=run.seed),
+        inputs={**models, "benchmarks": dataset.benchmarks, "tokens": dataset.tokens},
+        run=run,
+    )
+
+
+def release(config: GateConfig, policy: Artifact, report: Artifact, run: Run) -> Job:
+    return Job(stage="release", config=_plain(gate=config), inputs={"policy": policy, "report": report}, run=run)
+
+
+def line(recipe: Recipe, dataset: Dataset, run: Run) -> dict[str, Job]:
+    """Every stage after the data, in order, by name."""
+    base = pretrain(recipe.model, recipe.pretrain, dataset, run)
+    chat = sft(recipe.sft, base.output, dataset, run)
+    scorer = reward(recipe.reward, chat.output, dataset, run)
+    policy = ppo(recipe.align, chat.output, scorer.output, dataset, run)
+    report = evaluate(recipe.evals, {"base": base.output, "chat": chat.output, "policy": policy.output}, dataset, run)
+    out = release(recipe.gate, policy.output, report.output, run)
+    return {job.stage: job for job in (base, chat, scorer, policy, report, out)}
+
+
+def _plain(**parts: Any) -> dict[str, Any]:
+    """Configs as JSON-able mappings."""
+    return {name: part.model_dump(mode="json") if isinstance(part, Config) else part for name, part in parts.items()}

@@ -1,0 +1,1 @@
+"""Giving people a model to talk to."""

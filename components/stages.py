@@ -1,0 +1,317 @@
+"""The wiring: the only place where data, models, training, evaluation and the registry meet.
+
+One short function per stage says who gets which folder and logger. Around each of them `run` holds the stage contract:
+inputs are verified, work happens in a `.partial` sibling that survives a kill, the record is written last, and the
+folder is renamed into place whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from components.launch import EVENT, verdict
+from components.schema.jobs import Job
+from components.schema.recipe import (
+    BadInput,
+    DataConfig,
+    EvalConfig,
+    GateConfig,
+    ModelConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    SFTConfig,
+)
+from components.schema.records import REVISIONS, File, Outcome, Record, file_md5, folder_of, home
+
+Say = Callable[[dict[str, Any]], None]
+SPARE_BYTES = 300 * 2**20  # what a stage may leave besides weights: databases, logs, items
+
+
+def say(event: dict[str, Any]) -> None:
+    """Tell whoever started us what happens: an event line for a launcher, a plain line for a person."""
+    if os.environ.get("MODELYARD_EVENTS"):
+        line = EVENT + json.dumps(event)
+    elif event["event"] == "progress":
+        numbers = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in event.items() if k not in ("event", "unit", "step", "total"))
+        line = f"{event['step']}/{event['total']} {event.get('unit', '')} " + " ".join(numbers)
+    else:
+        line = str(event.get("text", event))
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def run(stage: str, job: Job) -> None:
+    """Run one stage to its record and say where that stands. Errors: BadInput before compute is spent."""
+    if stage == "plan-data":
+        return _plan_data(job)
+    if stage == "data":
+        return _data(job)
+    folder = job.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        if verdict(job).action != "reuse":  # another process may have finished it while we waited
+            _produce(job, folder)
+    say({"event": "result", "folder": str(folder)})
+
+
+def _produce(job: Job, folder: Path) -> None:
+    """Inputs checked, work done in the `.partial` folder, record written, folder moved into place."""
+    _check_inputs(job)
+    _check_disk(job)
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(exist_ok=True)
+    began = time.time()
+    with _tracked(job) as tracked:
+        outcome = RUN[job.stage](job, partial, tracked)
+        shutil.rmtree(partial / "work", ignore_errors=True)
+        record = Record(
+            stage=job.stage,
+            identity=job.identity,
+            revision=REVISIONS[job.stage],
+            config=job.config,
+            inputs={name: part.identity for name, part in job.inputs.items()},
+            files={str(p.relative_to(partial)): File(md5=file_md5(p), size=p.stat().st_size) for p in _files(partial)},
+            figures=outcome.figures,
+            samples=outcome.samples,
+            execution={**outcome.execution, "stage_seconds": round(time.time() - began, 2), "mlflow_run_id": tracked.run_id},
+        )
+        record.write(partial)
+        if folder.exists():  # damaged, or it would have been reused: kept aside, never deleted
+            folder.rename(folder.with_name(f"{folder.name}.damaged-{int(time.time())}"))
+        partial.rename(folder)
+        tracked.finish(record)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("record.json"))
+
+
+# ---------------------------------------------------------------- one function per stage
+
+
+def _data(job: Job) -> None:
+    """DVC makes what is not current; the record names every part with DVC's md5."""
+    from components.data import versions
+
+    began = time.time()
+    config = DataConfig.model_validate(job.config["data"])
+    with _tracked(job) as tracked:
+        dataset, ran = versions.reproduce(config, say)
+        job = job.model_copy(update={"config": {"parts": {name: getattr(dataset, name).identity for name in versions.PARTS}}})
+        folder = job.folder
+        record = Record(
+            stage="data",
+            identity=job.identity,
+            revision=REVISIONS["data"],
+            config=dataset.model_dump(mode="json", exclude={part: {"counts"} for part in versions.PARTS}),
+            inputs={},
+            files={},
+            figures={name: getattr(dataset, name).counts for name in versions.PARTS},
+            execution={"stage_seconds": round(time.time() - began, 2), "mlflow_run_id": tracked.run_id},
+        )
+        if not (folder / "record.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            record.write(folder)
+        tracked.finish(record, dataset)
+    reason = f"DVC ran {', '.join(ran)}" if ran else "DVC: every data stage is current"
+    say({"event": "result", "folder": str(folder), "action": "run" if ran else "reuse", "reason": reason})
+
+
+def _plan_data(job: Job) -> None:
+    """Which data stages DVC would run, without running them; and the dataset as it stands, where it does."""
+    from components.data import versions
+
+    config = DataConfig.model_validate(job.config["data"])
+    stale = versions.status(config)
+    dataset = None if stale else versions.current(config)
+    say({"event": "result", "stale": stale, "dataset": dataset and dataset.model_dump(mode="json")})
+
+
+def _pretrain(job: Job, out: Path, tracked: Tracked) -> Outcome:
+    from components.training import pretrain
+
+    return pretrain.run(
+        PretrainConfig.model_validate(job.config["pretrain"]),
+        ModelConfig.model_validate(job.config["model"]),
+        _path(job, "tokens"),
+        _path(job, "tokenizer"),
+        out,
+        _context(job, tracked),
+    )
+
+
+def _sft(job: Job, out: Path, tracked: Tracked) -> Outcome:
+    from components.training import sft
+
+    return sft.run(SFTConfig.model_validate(job.config["sft"]), _path(job, "base"), _path(job, "chats"), out, _context(job, tracked))
+
+
+def _reward(job: Job, out: Path, tracked: Tracked) -> Outcome:
+    from components.training import reward
+
+    return reward.run(RewardConfig.model_validate(job.config["reward"]), _path(job, "chat"), _path(job, "preferences"), out, _context(job, tracked))
+
+
+def _ppo(job: Job, out: Path, tracked: Tracked) -> Outcome:
+    from components.training import ppo
+
+    config = PPOConfig.model_validate(job.config["ppo"])
+    return ppo.run(config, _path(job, "chat"), _path(job, "scorer"), _path(job, "preferences"), out, _context(job, tracked))
+
+
+def _evaluate(job: Job, out: Path, tracked: Tracked) -> Outcome:
+    _use_threads(job)
+    from components.evaluation import harness
+
+    models = {name: _path(job, name) for name in ("base", "chat", "policy") if name in job.inputs}
+    config = EvalConfig.model_validate(job.config["evals"])
+    return harness.run(config, models, _path(job, "benchmarks"), _path(job, "tokens"), out, say, job.config["seed"])
+
+
+def _release(job: Job, out: Path, tracked: Tracked) -> Outcome:
+    """The gate compares with the champion as it stands now; the registry does what it decided."""
+    from components.evaluation import gate
+    from components.registry import models
+
+    config = GateConfig.model_validate(job.config["gate"])
+    scores = Record.read(_path(job, "report")).figures["scores"]["policy"]
+    champion = models.champion(config.model_name)
+    decision = gate.decide(scores, champion and champion["scores"], config)
+    version = models.release(
+        name=config.model_name,
+        checkpoint=_path(job, "policy"),
+        run_id=tracked.run_id,
+        identity=job.inputs["policy"].identity,
+        scores=scores,
+        promote=decision.action == "promote",
+        tags={"modelyard.reason": decision.reason, "modelyard.recipe_hash": job.run.recipe_hash, "modelyard.recipe": job.run.recipe_name},
+    )
+    figures = {
+        "model": config.model_name,
+        "version": version,
+        "uri": f"models:/{config.model_name}/{version}",
+        "action": decision.action,
+        "reason": decision.reason,
+        "champion_before": champion and champion["version"],
+    }
+    (out / "release.json").write_text(json.dumps(figures, indent=2, sort_keys=True))
+    return Outcome(figures=figures)
+
+
+RUN: dict[str, Callable[[Job, Path, Tracked], Outcome]] = {
+    "pretrain": _pretrain,
+    "sft": _sft,
+    "reward": _reward,
+    "ppo": _ppo,
+    "evaluate": _evaluate,
+    "release": _release,
+}
+
+
+# ---------------------------------------------------------------- what surrounds a stage
+
+
+def _path(job: Job, name: str) -> Path:
+    return Path(job.inputs[name].path)
+
+
+def _check_inputs(job: Job) -> None:
+    """A corrupted checkpoint must not train on: every input made by a stage is hashed against its record."""
+    for name, part in job.inputs.items():
+        folder = Path(part.path)
+        if not folder.exists():
+            raise BadInput(f"{job.stage}: its input `{name}` ({folder}) does not exist, so there is nothing to start from. Run the earlier stages: modelyard run RECIPE")
+        if (folder / "record.json").exists() and (damage := Record.read(folder).damage()):
+            raise BadInput(
+                f"{job.stage}: its input `{name}` is damaged: in {folder}, {damage}. Training on it would give another model than the record says. "
+                "Run the recipe again with `modelyard run`: the damaged stage is redone"
+            )
+
+
+def _check_disk(job: Job) -> None:
+    """Weights, optimizer and two checkpoints must fit before an hour is spent on them."""
+    weights = sum(p.stat().st_size for part in job.inputs.values() for p in Path(part.path).glob("*.safetensors"))
+    if model := job.config.get("model"):
+        width, layers = model["hidden_size"], model["layers"]
+        weights = 4 * (2 * 65_536 * width + layers * (4 * width**2 + 3 * width * model["intermediate_size"]))
+    need = 10 * weights + SPARE_BYTES  # weights 1, optimizer 2, in each of three checkpoints, and the result
+    free = shutil.disk_usage(home()).free
+    if free < need:
+        raise BadInput(
+            f"disk: {home()} has {free / 2**30:.2f} GiB free and {job.stage} may write {need / 2**30:.2f} GiB: it would die while saving. "
+            "Free some space, or set MODELYARD_HOME to a folder on a larger disk"
+        )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two runs of the same stage wait for each other; the lock goes with the process that held it."""
+    with folder.with_name(folder.name + ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say({"event": "note", "text": "another run is making this very result; waiting for it"})
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class Tracked:
+    """A stage's MLflow run: one per identity, continued after a kill."""
+
+    def __init__(self, job: Job) -> None:
+        from components.registry import tracking
+
+        self.job, self.tracking = job, tracking
+        self.run_id = tracking.open_stage(
+            parent_id=job.run.parent_run_id,
+            stage=job.stage,
+            identity=job.identity,
+            params=job.config,
+            lineage={"recipe": job.run.recipe_name, "recipe_hash": job.run.recipe_hash, "threads": job.run.resources.threads or os.cpu_count(), "seed": job.run.seed},
+        )
+        if job.inputs:
+            tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in job.inputs.items()})
+
+    def finish(self, record: Record, dataset: Any = None) -> None:
+        """Figures, samples and the record go to the run, which is then finished."""
+        if dataset is not None:
+            parts = {name: getattr(dataset, name) for name in ("tokens", "chats", "preferences", "benchmarks")}
+            self.tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in parts.items()})
+        folder = folder_of(record.stage, record.identity)
+        self.tracking.close_stage(self.run_id, "FINISHED", record.figures, folder / "record.json", record)
+
+
+@contextmanager
+def _tracked(job: Job) -> Iterator[Tracked]:
+    """An MLflow run around a stage; a stage that fails leaves its run FAILED, and a rerun continues it."""
+    tracked = Tracked(job)
+    try:
+        yield tracked
+    except BaseException:
+        tracked.tracking.close_stage(tracked.run_id, "FAILED", {}, None, None)
+        raise
+
+
+def _context(job: Job, tracked: Tracked) -> Any:
+    """What a training loop is handed: seed, logger, voice, device."""
+    _use_threads(job)
+    from components.stage_logger import StageLogger
+    from components.training.trainer import Context
+
+    return Context(seed=job.config["seed"], loggers=[StageLogger(tracked.tracking.MetricSink(tracked.run_id))], emit=say, accelerator=job.run.resources.accelerator)
+
+
+def _use_threads(job: Job) -> None:
+    import torch
+
+    torch.set_num_threads(job.run.resources.threads or os.cpu_count() or 1)

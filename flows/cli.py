@@ -1,0 +1,386 @@
+"""The `modelyard` command: the same flows as in the Prefect UI, from a terminal.
+
+Nothing heavy is imported at the door; each command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from components.schema.jobs import LINE, Run, line
+from components.schema.jobs import data as data_job
+from components.schema.recipe import BadInput, Recipe, Resources
+from components.schema.records import Dataset, Record, digest, home
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flows.screen import Screen
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From raw text to a released language model, every step versioned, resumable and reproducible. Start with: modelyard run recipes/tiny.yaml",
+)
+data_app = typer.Typer(no_args_is_help=True, help="The data and its versions: what DVC holds.")
+app.add_typer(data_app, name="data")
+
+RecipePath = Annotated[Path, typer.Argument(help="Recipe file, such as recipes/tiny.yaml.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override one value of the recipe; may be given many times.")]
+Threads = Annotated[int, typer.Option(help="CPU threads of a stage; 0 = one per core. Bit-identical results need the same number.")]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    sets: Sets = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what each stage would do and why; run nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a machine-readable summary last.")] = False,
+    threads: Threads = 0,
+) -> None:
+    """Run a recipe from raw text to a released model. What stands already is reused; what was cut off goes on."""
+    with errors_told():
+        resolved = Recipe.load(recipe, sets or [])
+        root()
+        if plan:
+            return _print_plan(resolved, Resources(threads=threads), as_json)
+        _run(resolved, Resources(threads=threads), recipe, as_json)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="data, pretrain, sft, reward, ppo, evaluate or release.")],
+    recipe: RecipePath,
+    sets: Sets = None,
+    threads: Threads = 0,
+) -> None:
+    """Run one stage alone, on the results of earlier stages that stand on disk."""
+    with errors_told():
+        resolved = Recipe.load(recipe, sets or [])
+        root()
+        if name not in LINE:
+            raise BadInput(f"stage: {name!r} is not a stage, so nothing was started. Stages in order: {', '.join(LINE)}")
+        _run_stage(name, resolved, Resources(threads=threads))
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="A run (its recipe's name, or the name a report ended with), or a stage's folder name.")] = "latest",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary or record as JSON.")] = False,
+) -> None:
+    """Show the report of an earlier run, or one stage's record."""
+    with errors_told():
+        from rich.console import Console
+
+        folder = home() / "stages" / run
+        if (folder / "record.json").exists():
+            return print(Record.read(folder).model_dump_json(indent=2))
+        summary = _summary_named(run)
+        if as_json:
+            return print(json.dumps(summary))
+        from flows.screen import report
+
+        report(summary, {name: Record.read(Path(row["record"]).parent) for name, row in summary["stages"].items()}, Console())
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="models:/modelyard@champion, models:/modelyard/3, or a checkpoint's folder.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 96,
+    temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.")] = 0.0,
+) -> None:
+    """Talk to a model in the terminal. Reads standard input where it is not a terminal, one message a line."""
+    root()
+    options = ["--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature)]
+    os.execv(sys.executable, [sys.executable, "-m", "components", "chat", "--model", model, *options])
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine and installation; say what is wrong and how to mend it."""
+    from flows.doctor import examine
+
+    raise typer.Exit(0 if examine() else 1)
+
+
+@data_app.command("repro")
+def data_repro(recipe: RecipePath, sets: Sets = None) -> None:
+    """Make the recipe's data, as far as it is not current."""
+    with errors_told():
+        resolved = Recipe.load(recipe, sets or [])
+        root()
+        _run_stage("data", resolved, Resources())
+
+
+@data_app.command("status")
+def data_status(recipe: RecipePath, sets: Sets = None) -> None:
+    """Say which data stages would run, and why."""
+    with errors_told():
+        resolved = Recipe.load(recipe, sets or [])
+        root()
+        stale, dataset = _data_plan(resolved, Resources())
+        for name, reason in stale.items():
+            print(f"{name}: would run: {reason}")
+        if dataset:
+            print(f"data {dataset.name}: current. tokens {dataset.tokens.identity}\nNext: modelyard data push")
+
+
+@data_app.command("push")
+def data_push() -> None:
+    """Copy every current data version to the DVC remote (a folder unless .dvc/config says otherwise)."""
+    _dvc("push")
+
+
+@data_app.command("pull")
+def data_pull() -> None:
+    """Bring back the data versions that dvc.lock names."""
+    _dvc("pull")
+
+
+# ---------------------------------------------------------------- running
+
+
+def _run(recipe: Recipe, resources: Resources, path: Path, as_json: bool) -> None:
+    """The whole line, watched by a screen."""
+    import threading
+
+    from flows.screen import report
+
+    began = time.time()
+    console = _console()
+    console.print(f"[bold]modelyard[/] {recipe.name}: {' → '.join(LINE)}", highlight=False)
+    from components.registry import tracking
+
+    threading.Thread(target=tracking.prepare, daemon=True).start()  # a new database takes seconds; the server's start hides them
+    with _flows(console, LINE) as (url, screen):
+        console.print(f"Prefect UI while it runs: {url.removesuffix('/api')}", style="dim", highlight=False)
+        ready = time.time()
+        from flows.pipeline import train_and_release
+
+        train_and_release(recipe, resources)
+        ended = time.time()
+    records = {name: event["record"] for name, event in screen.results.items()}
+    summary = _summarise(recipe, path, screen, round(time.time() - began, 1), round(ready - began, 1), round(ended - ready, 1))
+    _save(summary)
+    report(summary, records, console)
+    if as_json:
+        print(json.dumps(summary))
+
+
+def _run_stage(name: str, recipe: Recipe, resources: Resources) -> None:
+    """One stage as its own flow, on what stands."""
+    console = _console()
+    given = Run(recipe_name=recipe.name, recipe_hash=_hash(recipe), seed=recipe.seed, resources=resources)
+    with _flows(console, (name,)) as (_, screen):
+        if name == "data":
+            from flows.data import prepare_data
+
+            prepare_data(recipe.data, given)
+        else:
+            _one_flow(name, recipe, given)
+    event = screen.results[name]
+    console.print(f"{name}: {event['verdict'].action}: {event['verdict'].reason}", highlight=False)
+    console.print(f"Next: modelyard show {event['record'].folder.name}", highlight=False)
+
+
+def _one_flow(name: str, recipe: Recipe, given: Run) -> None:
+    from components.launch import verdict
+
+    stale, dataset = _data_plan(recipe, given.resources)
+    if dataset is None:
+        raise BadInput(f"{name}: its data is not current ({', '.join(stale)}), so it has nothing to read. Run first: modelyard stage data RECIPE")
+    jobs = line(recipe, dataset, given)
+    job = jobs[name]
+    for earlier in jobs.values():
+        if earlier.output in job.inputs.values() and verdict(earlier).action != "reuse":
+            raise BadInput(f"{name}: it needs the result of {earlier.stage}, and {verdict(earlier).reason}. Run first: modelyard stage {earlier.stage} RECIPE")
+    inputs = job.inputs
+    match name:
+        case "pretrain":
+            from flows.pretrain import pretrain
+
+            pretrain(recipe.model, recipe.pretrain, dataset, given)
+        case "sft":
+            from flows.sft import finetune
+
+            finetune(recipe.sft, inputs["base"], dataset, given)
+        case "reward":
+            from flows.reward import fit_reward_model
+
+            fit_reward_model(recipe.reward, inputs["chat"], dataset, given)
+        case "ppo":
+            from flows.align import align
+
+            align(recipe.align, inputs["chat"], inputs["scorer"], dataset, given)
+        case "evaluate":
+            from flows.evaluate import evaluate
+
+            evaluate(recipe.evals, {role: inputs[role] for role in ("base", "chat", "policy")}, dataset, given)
+        case "release":
+            from flows.release import release
+
+            release(recipe.gate, inputs["policy"], inputs["report"], given)
+
+
+@contextmanager
+def _flows(console: Console, stages: tuple[str, ...]) -> Iterator[tuple[str, Screen]]:
+    """A Prefect server to run against, and a screen that watches."""
+    from flows.screen import Screen
+    from flows.server import prefect_server
+
+    with prefect_server() as url:
+        from flows.tasks import watcher
+
+        with Screen(console, stages) as screen:
+            token = watcher.set(screen)
+            try:
+                yield url, screen
+            finally:
+                watcher.reset(token)
+
+
+def _summarise(recipe: Recipe, path: Path, screen: Screen, total: float, start: float, flow: float) -> dict[str, Any]:
+    """What `--json` prints: per stage status, seconds, record and figures; the scores; the release and its reason."""
+    stages = {
+        name: {
+            "status": "reused" if event["verdict"].action == "reuse" else "ran",
+            "reason": event["verdict"].reason,
+            "seconds": round(event["seconds"], 2),
+            "record": str(event["record"].folder / "record.json"),
+            "hash": event["record"].hash,
+            "figures": event["record"].figures,
+        }
+        for name, event in screen.results.items()
+    }
+    released = stages.get("release", {}).get("figures")
+    recipe_hash = _hash(recipe)
+    inside = sum(row["seconds"] for row in stages.values())
+    from components.registry import tracking
+
+    return {
+        "run": f"{recipe.name}-{recipe_hash[:8]}",
+        "recipe": recipe.name,
+        "recipe_path": str(path),
+        "recipe_hash": recipe_hash,
+        "seconds": total,
+        "overhead_seconds": {"prefect server start": start, "flows and tasks": round(flow - inside, 1), "prefect server stop": round(total - start - flow, 1)},
+        "stages": stages,
+        "scores": stages.get("evaluate", {}).get("figures", {}).get("scores"),
+        "release": released,
+        "mlflow": tracking.store_uri(),
+        "prefect_home": str(home() / "prefect"),
+    }
+
+
+def _save(summary: dict[str, Any]) -> None:
+    folder = home() / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{summary['run']}.json").write_text(json.dumps(summary, indent=1))
+
+
+def _summary_named(name: str) -> dict[str, Any]:
+    runs = sorted((home() / "runs").glob("*.json"), key=lambda p: p.stat().st_mtime)
+    found = [p for p in runs if name in ("latest", p.stem) or p.stem.rpartition("-")[0] == name]
+    if not found:
+        raise BadInput(f"show: no run called {name!r}. Runs here: {', '.join(p.stem for p in runs) or 'none yet; start one with modelyard run recipes/tiny.yaml'}")
+    return json.loads(found[-1].read_text())
+
+
+# ---------------------------------------------------------------- planning
+
+
+def _data_plan(recipe: Recipe, resources: Resources) -> tuple[dict[str, str], Dataset | None]:
+    """What DVC would run and why; the dataset where everything is current."""
+    from components.launch import call
+
+    answer = call("plan-data", data_job(recipe.data, Run(resources=resources)).model_dump(mode="json"))
+    return answer["stale"], answer["dataset"] and Dataset.model_validate(answer["dataset"])
+
+
+def _plan(recipe: Recipe, resources: Resources) -> dict[str, dict[str, str]]:
+    from components.launch import verdict
+
+    stale, dataset = _data_plan(recipe, resources)
+    if dataset is None:
+        why = "; ".join(f"{name}: {reason}" for name, reason in stale.items())
+        rows = {"data": {"action": "run", "reason": why}}
+        return rows | {name: {"action": "run", "reason": "its data will be made first; whether it changes is known then"} for name in LINE[1:]}
+    rows = {"data": {"action": "reuse", "reason": "DVC: every data stage is current"}}
+    for name, job in line(recipe, dataset, Run(seed=recipe.seed, resources=resources)).items():
+        action, reason = verdict(job)
+        rows[name] = {"action": action, "reason": reason, "folder": str(job.folder)}
+    return rows
+
+
+def _print_plan(recipe: Recipe, resources: Resources, as_json: bool) -> None:
+    rows = _plan(recipe, resources)
+    for name, row in rows.items():
+        print(f"{name:<9} {row['action']:<7} {row['reason']}")
+    if as_json:
+        print(json.dumps({"recipe": recipe.name, "recipe_hash": _hash(recipe), "stages": rows}))
+
+
+# ---------------------------------------------------------------- the edges
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """One message for a person instead of a traceback; defects keep theirs."""
+    from components.launch import StageDied
+
+    try:
+        yield
+    except (BadInput, StageDied) as error:
+        fail(str(error), 2 if isinstance(error, BadInput) else 1)
+    except KeyboardInterrupt:
+        fail("stopped. What was done is kept: run the same command again and it goes on", 130)
+
+
+def fail(text: str, code: int) -> NoReturn:
+    """Print one error and leave with `code`."""
+    print(f"error: {text}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def root() -> Path:
+    """The project's folder, which must be the current one: recipes, dvc.yaml and data are named relative to it."""
+    here = Path.cwd()
+    if not (here / "dvc.yaml").exists():
+        raise BadInput(f"modelyard: {here} has no dvc.yaml, so it is not a project and its data cannot be versioned. Change to the project's folder first")
+    return here
+
+
+def _dvc(command: str) -> None:
+    """DVC's own command, with this interpreter's."""
+    import subprocess
+
+    with errors_told():
+        root()
+        code = subprocess.run([sys.executable, "-m", "dvc", command]).returncode
+        if code:
+            fail(f"dvc {command} ended with code {code}; what it said stands above", code)
+        print({"push": "Next: in another clone, `dvc pull` brings the same bytes back", "pull": "Next: modelyard run recipes/tiny.yaml --plan"}[command])
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _hash(recipe: Recipe) -> str:
+    return digest(recipe.model_dump(mode="json"))
+
+
+if __name__ == "__main__":
+    app()

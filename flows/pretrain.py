@@ -1,0 +1,18 @@
+"""Token shards to a base model."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from components.schema import jobs
+from components.schema.jobs import Run
+from components.schema.recipe import ModelConfig, PretrainConfig
+from components.schema.records import Dataset, Record
+from flows.reports import training_card
+from flows.tasks import run_stage
+
+
+@flow(name="pretrain")
+def pretrain(model: ModelConfig, config: PretrainConfig, data: Dataset, run: Run = Run()) -> Record:
+    """Train a causal language model from scratch on the dataset's tokens."""
+    return training_card(run_stage(jobs.pretrain(model, config, data, run)))

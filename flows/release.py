@@ -1,0 +1,18 @@
+"""Report to release: the gate decides, the registry keeps it."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from components.schema import jobs
+from components.schema.jobs import Run
+from components.schema.recipe import GateConfig
+from components.schema.records import Artifact, Record
+from flows.reports import release_card
+from flows.tasks import run_stage
+
+
+@flow(name="release")
+def release(config: GateConfig, policy: Artifact, report: Artifact, run: Run = Run()) -> Record:
+    """Register the policy as challenger; it becomes champion where no suite is worse than the champion's beyond noise."""
+    return release_card(run_stage(jobs.release(config, policy, report, run)))

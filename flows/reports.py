@@ -1,0 +1,55 @@
+"""Records as Prefect artifacts: what a person sees on a run's page without opening a file.
+
+Each card returns its record, so that a flow can end with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from components.schema.records import Record
+
+
+def data_card(record: Record) -> Record:
+    """Rows, tokens and drops of every part, with DVC's md5."""
+    rows = [
+        {"part": part, "md5": record.config[part]["identity"], **{k: v for k, v in counts.items() if isinstance(v, int)}}
+        for part, counts in record.figures.items()
+    ]
+    create_table_artifact(table=rows, key="data", description=f"Dataset {record.config['name']}: bring it back with `dvc pull`")
+    return record
+
+
+def training_card(record: Record) -> Record:
+    """Figures, times and samples of a training stage."""
+    figures = [{"figure": name, "value": _shown(value)} for name, value in {**record.figures, **record.execution}.items()]
+    create_table_artifact(table=figures, key=record.stage, description=f"{record.stage} {record.identity[:16]}")
+    if record.samples:
+        text = "\n\n".join(f"**{s.prompt}**\n\n```\n{s.output}\n```" for s in record.samples)
+        create_markdown_artifact(markdown=text, key=f"{record.stage}-samples", description=f"What {record.stage} says")
+    return record
+
+
+def scores_card(record: Record) -> Record:
+    """One row per suite, one column per model."""
+    scores: dict[str, dict[str, Any]] = record.figures["scores"]
+    suites = sorted({suite for by_suite in scores.values() for suite in by_suite})
+    rows = [
+        {"suite": suite, **{model: f"{by[suite]['score']:.3f} ± {by[suite]['stderr']:.3f}" for model, by in scores.items() if suite in by}}
+        for suite in suites
+    ]
+    create_table_artifact(table=rows, key="scores", description="Scores with their standard errors")
+    return record
+
+
+def release_card(record: Record) -> Record:
+    """What the gate decided and why."""
+    f = record.figures
+    create_markdown_artifact(markdown=f"# {f['uri']}: {f['action']}\n\n{f['reason']}", key="release", description="The gate's decision")
+    return record
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,18 @@
+"""Chat model to reward model."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from components.schema import jobs
+from components.schema.jobs import Run
+from components.schema.recipe import RewardConfig
+from components.schema.records import Artifact, Dataset, Record
+from flows.reports import training_card
+from flows.tasks import run_stage
+
+
+@flow(name="fit-reward-model")
+def fit_reward_model(config: RewardConfig, chat: Artifact, data: Dataset, run: Run = Run()) -> Record:
+    """A scalar head on the chat model learns the dataset's preferences."""
+    return training_card(run_stage(jobs.reward(config, chat, data, run)))

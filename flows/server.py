@@ -1,0 +1,111 @@
+"""A Prefect server of the run's own: started on a free loopback port where none is configured, stopped at the end.
+
+Prefect's ephemeral mode loses the last events of a run; this is the real server, with its database kept in the project,
+so that the history of every run is there the next time (and in the UI while it runs).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+
+from components.schema.recipe import BadInput
+from components.schema.records import home
+
+SETTINGS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_LOGGING_LEVEL": "INFO",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the terminal has a screen of its own; the logs go to the server
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+}
+START_TIMEOUT_S = 90.0
+
+
+@contextlib.contextmanager
+def prefect_server() -> Iterator[str]:
+    """Yield the API's address: the configured one, or that of a server that lives as long as this block."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if url := os.environ.get("PREFECT_API_URL"):
+        yield url
+        return
+    folder = home() / "prefect"
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["PREFECT_HOME"] = str(folder)
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+    try:
+        _wait_until_healthy(url, process)
+        os.environ["PREFECT_API_URL"] = url
+        yield url
+    finally:
+        _flush()
+        os.environ.pop("PREFECT_API_URL", None)
+        _stop(process)
+
+
+def _flush() -> None:
+    """Logs and events still on their way reach the server before it stops."""
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for worker in (APILogWorker, EventsWorker):
+            worker.drain_all(timeout=5)
+
+
+def _end_with_parent() -> None:
+    """Between fork and exec: the server goes when we do, even by SIGKILL."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.15)
+    _stop(process)
+    log = home() / "prefect" / "server.log"
+    raise BadInput(f"prefect: its server did not come up on {url}; nothing was started. Read {log}, and run `modelyard doctor`")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,25 @@
+"""The MLflow run under which the stages of one pipeline run stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.registry import tracking
+from components.schema.jobs import Run
+from components.schema.recipe import Recipe, Resources
+from components.schema.records import Record, digest
+
+
+def open_run(recipe: Recipe, resources: Resources) -> Run:
+    """Open the parent run of this recipe, or take up the one that an earlier, unfinished start left."""
+    resolved = recipe.model_dump(mode="json")
+    recipe_hash = digest(resolved)
+    parent = tracking.open_pipeline(recipe.name, recipe_hash, recipe.model_dump_json(indent=2), tracking.lineage(Path.cwd()))
+    return Run(recipe_name=recipe.name, recipe_hash=recipe_hash, seed=recipe.seed, resources=resources, parent_run_id=parent)
+
+
+def finish_run(run: Run, released: Record) -> Record:
+    """Mark the parent run finished, with the release's figures."""
+    if run.parent_run_id:
+        tracking.close_stage(run.parent_run_id, "FINISHED", released.figures, None, None)
+    return released
