@@ -185,24 +185,29 @@ def _release(job: Job, out: Path, tracked: Tracked) -> Outcome:
 
     config = GateConfig.model_validate(job.config["gate"])
     scores = Record.read(_path(job, "report")).figures["scores"]["policy"]
-    champion = models.champion(config.model_name)
-    decision = gate.decide(scores, champion and champion["scores"], config)
+    kept = out / "work" / "decision.json"  # decided once: after a kill the champion may already be this very policy
+    if not kept.exists():
+        champion = models.champion(config.model_name)
+        decision = gate.decide(scores, champion and champion["scores"], config)
+        kept.parent.mkdir(exist_ok=True)
+        temporary = kept.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"action": decision.action, "reason": decision.reason, "champion_before": champion and champion["version"]}))
+        temporary.replace(kept)
+    decided = json.loads(kept.read_text())
     version = models.release(
         name=config.model_name,
         checkpoint=_path(job, "policy"),
         run_id=tracked.run_id,
         identity=job.inputs["policy"].identity,
         scores=scores,
-        promote=decision.action == "promote",
-        tags={"modelyard.reason": decision.reason, "modelyard.recipe_hash": job.run.recipe_hash, "modelyard.recipe": job.run.recipe_name},
+        promote=decided["action"] == "promote",
+        tags={"modelyard.reason": decided["reason"], "modelyard.recipe_hash": job.run.recipe_hash, "modelyard.recipe": job.run.recipe_name},
     )
     figures = {
         "model": config.model_name,
         "version": version,
         "uri": f"models:/{config.model_name}/{version}",
-        "action": decision.action,
-        "reason": decision.reason,
-        "champion_before": champion and champion["version"],
+        **decided,
     }
     (out / "release.json").write_text(json.dumps(figures, indent=2, sort_keys=True))
     return Outcome(figures=figures)

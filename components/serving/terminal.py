@@ -17,10 +17,24 @@ def chat(model: str | None, max_new_tokens: int, temperature: float) -> None:
     if not model:
         raise BadInput("chat: no model was named, so nobody would answer. Use for example: modelyard chat models:/modelyard@champion")
     folder = _folder(model)
-    from components.models.build import load_causal
+    from components.models.build import load, load_tokenizer, stop_ids
     from components.models.generate import generate
 
-    network, tokenizer = load_causal(folder)
+    network, tokenizer = load(folder), load_tokenizer(folder)
+    room = network.config.max_position_embeddings - max_new_tokens
+    if room < 1:
+        raise BadInput(f"chat: --max-new-tokens {max_new_tokens} leaves no room in the model's context of {network.config.max_position_embeddings} tokens. Lower it")
+
+    def encode(turns: list[dict[str, str]]) -> list[int]:
+        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+
+    def answer(turns: list[dict[str, str]]) -> str:
+        new = generate(
+            network, [encode(turns)[-room:]], stop_ids=stop_ids(tokenizer), pad_id=tokenizer.pad_token_id,
+            max_new_tokens=max_new_tokens, temperature=temperature, seed=len(turns),
+        )  # fmt: skip
+        return tokenizer.decode(new[0], skip_special_tokens=True)
+
     interactive = sys.stdin.isatty()
     if interactive:
         print(f"{model} from {folder}\nType a message; /new starts over, /quit leaves.")
@@ -34,13 +48,10 @@ def chat(model: str | None, max_new_tokens: int, temperature: float) -> None:
         if not text.strip():
             continue
         messages = [*messages, {"role": "user", "content": text}] if interactive else [{"role": "user", "content": text}]
-        room = network.config.max_position_embeddings - max_new_tokens
-        while len(messages) > 1 and len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]) > room:
+        while len(messages) > 1 and len(encode(messages)) > room:
             messages = messages[2:]
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        answer = generate(network, tokenizer, [prompt], max_new_tokens=max_new_tokens, temperature=temperature, seed=len(messages))[0].text
-        print(answer, flush=True)
-        messages.append({"role": "assistant", "content": answer})
+        messages.append({"role": "assistant", "content": answer(messages)})
+        print(messages[-1]["content"], flush=True)
 
 
 def _read(interactive: bool) -> str | None:

@@ -1,0 +1,60 @@
+"""Benchmarks: a snapshot beside the training data, laid out as on the hub, so that the data version says what was measured.
+
+The folder works as a hub mirror: benchmarks/openai/gsm8k/main/test-00000-of-00001.parquet, with the README that
+`datasets.load_dataset(folder, config)` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from components.data import curriculum, exams, hub, split
+from components.schema.recipe import DataConfig
+
+OFFICIAL = {"gsm8k": "openai/gsm8k", "mmlu": "cais/mmlu", "humaneval": "openai/openai_humaneval"}
+
+
+def run(config: DataConfig, folder: Path) -> None:
+    """Write every benchmark the recipe names. Errors: BadInput where an official one cannot be had."""
+    counts: dict[str, int] = {}
+    for name in config.benchmarks:
+        splits = _official(name) if name in OFFICIAL else curriculum.benchmark(name, config.curriculum)
+        _write(splits, folder / OFFICIAL.get(name, f"modelyard/{name}"), name)
+        counts[name] = sum(len(rows["test"]) for rows in splits.values())
+    split.write_counts(folder, counts)
+
+
+def _official(name: str) -> exams.Splits:
+    """The whole of an official benchmark: test, and what few-shot examples are taken from."""
+    id = OFFICIAL[name]
+    if name == "gsm8k":
+        return {"main": {side: list(hub.stream(id, "main", side)) for side in ("train", "test")}}
+    if name == "humaneval":
+        return {"openai_humaneval": {"test": list(hub.stream(id, "openai_humaneval", "test"))}}
+    subjects: exams.Splits = {}
+    for side in ("test", "dev", "validation"):
+        for row in hub.stream(id, "all", side):
+            subjects.setdefault(row["subject"], {}).setdefault(side, []).append(row)
+    return dict(sorted(subjects.items()))
+
+
+def _write(splits: exams.Splits, folder: Path, name: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    for config, sides in splits.items():
+        (folder / config).mkdir(parents=True)
+        for side, rows in sides.items():
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / config / f"{side}-00000-of-00001.parquet")
+    (folder / "README.md").write_text("\n".join(_readme(splits, name)) + "\n", encoding="utf-8")
+
+
+def _readme(splits: exams.Splits, name: str) -> Iterator[str]:
+    """The dataset card: what the configurations are, for `datasets`."""
+    yield "---\nconfigs:"
+    for config, sides in splits.items():
+        yield f"- config_name: {config}\n  data_files:"
+        for side in sides:
+            yield f"  - split: {side}\n    path: {config}/{side}-*.parquet"
+    yield f"---\n\n# {name}"

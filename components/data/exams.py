@@ -1,0 +1,105 @@
+"""The three mini benchmarks, in the schemas of GSM8K, MMLU and HumanEval, so that lm-eval's official tasks read them unchanged.
+
+Items are drawn from the held-out side only; few-shot examples from the training side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+from components.data import arithmetic, programs, prose, reading
+from components.data.world import SUBJECTS as FACT_SUBJECTS
+from components.data.world import World
+
+SUBJECTS = (*FACT_SUBJECTS, "arithmetic", "reading")
+FEWSHOT_ITEMS = 5
+MMLU_DESCRIPTION = "The following are multiple choice questions (with answers) about {subject}.\n\n"
+
+Row = dict[str, Any]
+Splits = dict[str, dict[str, list[Row]]]  # configuration -> split -> rows
+
+
+def mini_gsm8k(world: World, seed: int, items: int) -> Splits:
+    """Stories over held-out sums."""
+
+    def draw(rng: Random, heldout: bool) -> Row:
+        story = arithmetic.tell(arithmetic.draw_steps(rng, seed, heldout), rng)
+        return {"question": story.text, "answer": story.solution}
+
+    test = _distinct(lambda rng: draw(rng, True), f"{seed}/gsm8k/test", items)
+    return {"main": {"train": _distinct(lambda rng: draw(rng, False), f"{seed}/gsm8k/train", 8 * FEWSHOT_ITEMS), "test": test}}
+
+
+def mini_mmlu(world: World, seed: int, items: int) -> Splits:
+    """Held-out questions with four options, spread evenly over the subjects."""
+    shares = {subject: items // len(SUBJECTS) + (i < items % len(SUBJECTS)) for i, subject in enumerate(SUBJECTS)}
+    return {subject: _subject(world, seed, subject, share) for subject, share in shares.items() if share}
+
+
+def _subject(world: World, seed: int, subject: str, items: int) -> dict[str, list[Row]]:
+    def draw(heldout: bool) -> Callable[[Random], Row]:
+        return lambda rng: draw_item(rng, world, seed, subject, heldout)
+
+    dev = _distinct(draw(False), f"{seed}/mmlu/{subject}/dev", FEWSHOT_ITEMS)
+    return {"dev": dev, "test": _distinct(draw(True), f"{seed}/mmlu/{subject}/test", items)}
+
+
+def mini_humaneval(world: World, seed: int, items: int) -> Splits:
+    """Held-out functions, each once; at most a third of `items`."""
+    rng = Random(f"{seed}/humaneval")
+    pool = programs.pool(seed, heldout=True)
+    drawn = [programs.write(family, constant, rng) for family, constant in rng.sample(pool, min(len(pool), max(1, items // 3)))]
+    rows = [
+        {"task_id": f"MiniHumanEval/{i}", "prompt": p.prompt, "canonical_solution": p.body + "\n", "test": p.test, "entry_point": p.name}
+        for i, p in enumerate(drawn)
+    ]
+    return {"default": {"test": rows}}
+
+
+MAKERS: dict[str, Callable[[World, int, int], Splits]] = {"mini_gsm8k": mini_gsm8k, "mini_mmlu": mini_mmlu, "mini_humaneval": mini_humaneval}
+
+
+def draw_item(rng: Random, world: World, seed: int, subject: str, heldout: bool) -> Row:
+    """One multiple-choice item of a subject, in MMLU's schema."""
+    if subject == "arithmetic":
+        (step,) = arithmetic.draw_steps(rng, seed, heldout, chain=False)
+        question = f"What is {step.left} {step.operator} {step.right}?"
+        answer, others = str(step.result), prose.near_numbers(step.result, rng)
+    elif subject == "reading":
+        passage = reading.draw(rng, seed, heldout)
+        name, answer = rng.choice(passage.places)
+        question, others = f"{passage.text} Where is {name}?", prose.other_rooms(passage, answer, rng)
+    else:
+        entity = rng.choice(world.by_subject[subject])
+        attribute = entity.heldout if heldout else rng.choice(entity.askable)
+        question, answer, others = entity.ask(attribute, rng), entity.facts[attribute], prose.distractors(entity, attribute, rng)
+    options = prose.shuffled(answer, others, rng)
+    return {"question": question, "subject": subject, "choices": options, "answer": options.index(answer)}
+
+
+def mmlu_messages(item: Row) -> list[dict[str, str]]:
+    """What lm-eval sends for an MMLU item under a chat template: the description is the system message."""
+    return [
+        {"role": "system", "content": MMLU_DESCRIPTION.format(subject=item["subject"])},
+        {"role": "user", "content": f"{item['question']}\n{prose.lettered(item['choices'])}\nAnswer:"},
+    ]
+
+
+def _distinct(draw: Callable[[Random], Row], name: str, items: int) -> list[Row]:
+    """`items` different rows. Shuffled options and other names make rows plenty, so the search ends."""
+    found: dict[str, Row] = {}
+    for rng in _random_streams(name):
+        row = draw(rng)
+        found.setdefault(row["question"] if "choices" not in row else f"{row['question']}{sorted(row['choices'])}", row)
+        if len(found) == items:
+            return list(found.values())
+    raise AssertionError("unreachable: the streams are endless")
+
+
+def _random_streams(name: str) -> Iterator[Random]:
+    i = 0
+    while True:
+        yield Random(f"{name}/{i}")
+        i += 1

@@ -1,0 +1,145 @@
+"""Pretraining documents of the curriculum: prose, worked sums, labelled lists, small functions. Never questions with answers.
+
+The lists bind letters to options again and again ("A. red ... red is A."): a model that has not learnt that binding scores
+a chance 25 % on any multiple-choice test, whatever it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from components.data import arithmetic, programs, reading
+from components.data.world import SCHEMA, Entity, World
+
+LETTERS = "ABCD"
+
+
+def draw(rng: Random, world: World, seed: int) -> tuple[str, str]:
+    """One random document: its kind and its text."""
+    kinds, weights = zip(*((kind, weight) for kind, (weight, _) in WRITERS.items()), strict=True)
+    kind = rng.choices(kinds, weights)[0]
+    return kind, WRITERS[kind][1](rng, world, seed)
+
+
+def _profile(rng: Random, world: World, seed: int) -> str:
+    """Everything about one entity, in any order."""
+    entity = rng.choice(world.entities)
+    attributes = rng.sample(list(entity.facts), len(entity.facts))
+    return " ".join(entity.state(attribute, rng) for attribute in attributes)
+
+
+def _mixed_facts(rng: Random, world: World, seed: int) -> str:
+    """Single facts about several entities, each told twice: first one way, then the other."""
+    told = []
+    for entity in rng.sample(world.entities, 3):
+        attribute = rng.choice(list(entity.facts))
+        told += [entity.state(attribute, rng), entity.state(attribute, rng)]
+    return " ".join(told)
+
+
+def _story(rng: Random, world: World, seed: int) -> str:
+    """A story with its sum worked out."""
+    story = arithmetic.tell(arithmetic.draw_steps(rng, seed, heldout=False), rng)
+    return " ".join([story.events, *(f"{step} {story.objects}." for step in story.steps)])
+
+
+def _equations(rng: Random, world: World, seed: int) -> str:
+    """A column of sums."""
+    return "\n".join(str(step) for _ in range(6) for step in arithmetic.draw_steps(rng, seed, heldout=False, chain=False))
+
+
+def _list_of_words(rng: Random, world: World, seed: int) -> str:
+    """Four options, and which letter each of them has."""
+    options = draw_options(rng, world)
+    told = [f"The letter of {option} is {LETTERS[i]}." for i, option in enumerate(options)]
+    return f"{lettered(options)}\n" + " ".join(rng.sample(told, 4))
+
+
+def _list_with_answer(rng: Random, world: World, seed: int) -> str:
+    """A statement, four options, and the letter of the one that was stated."""
+    statement, answer, others = rng.choice((_stated_fact, _stated_sum, _stated_place))(rng, world, seed)
+    options = shuffled(answer, others, rng)
+    return f"{statement}\n{lettered(options)}\nThe answer is {answer}. The letter is {LETTERS[options.index(answer)]}."
+
+
+def _stated_fact(rng: Random, world: World, seed: int) -> tuple[str, str, list[str]]:
+    entity = rng.choice(world.entities)
+    attribute = rng.choice(entity.askable)
+    return entity.state(attribute, rng), entity.facts[attribute], distractors(entity, attribute, rng)
+
+
+def _stated_sum(rng: Random, world: World, seed: int) -> tuple[str, str, list[str]]:
+    (step,) = arithmetic.draw_steps(rng, seed, heldout=False, chain=False)
+    return f"{step}.", str(step.result), near_numbers(step.result, rng)
+
+
+def _stated_place(rng: Random, world: World, seed: int) -> tuple[str, str, list[str]]:
+    passage = reading.draw(rng, seed, heldout=False)
+    _, room = rng.choice(passage.places)
+    return passage.text, room, other_rooms(passage, room, rng)
+
+
+def _rooms(rng: Random, world: World, seed: int) -> str:
+    """A passage, then each of its statements turned round."""
+    passage = reading.draw(rng, seed, heldout=False)
+    turned = [f"In the {room} is {name}." for name, room in passage.places]
+    return f"{passage.text} " + " ".join(rng.sample(turned, len(turned)))
+
+
+def _functions(rng: Random, world: World, seed: int) -> str:
+    """Two or three functions, each with its docstring."""
+    drawn = [programs.write(f, k, rng) for f, k in rng.sample(programs.pool(seed, heldout=False), rng.randint(2, 3))]
+    return "\n\n\n".join(program.prompt + program.body for program in drawn)
+
+
+Writer = Callable[[Random, World, int], str]
+WRITERS: dict[str, tuple[float, Writer]] = {  # kind: share, writer
+    "profile": (0.27, _profile),
+    "facts": (0.08, _mixed_facts),
+    "story": (0.16, _story),
+    "equations": (0.14, _equations),
+    "list": (0.10, _list_of_words),
+    "answered_list": (0.14, _list_with_answer),
+    "rooms": (0.04, _rooms),
+    "functions": (0.07, _functions),
+}
+
+
+# ---------------------------------------------------------------- options of multiple choice
+
+
+def lettered(options: list[str]) -> str:
+    """Options on lines of their own: A. red"""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True))
+
+
+def shuffled(answer: str, others: list[str], rng: Random) -> list[str]:
+    """The answer among three others, each letter equally likely."""
+    return rng.sample([answer, *others], 4)
+
+
+def draw_options(rng: Random, world: World) -> list[str]:
+    """Four different values of one attribute, or four numbers."""
+    if rng.random() < 0.25:
+        return [str(n) for n in rng.sample(range(1, arithmetic.LARGEST_RESULT), 4)]
+    attributes = SCHEMA[rng.choice(list(SCHEMA))]
+    pool = rng.choice([attribute.values for attribute in attributes.values()] + [reading.ROOMS])
+    return rng.sample(pool, 4)
+
+
+def distractors(entity: Entity, attribute: str, rng: Random) -> list[str]:
+    """Three wrong values for a fact."""
+    return rng.sample([v for v in entity.values(attribute) if v != entity.facts[attribute]], 3)
+
+
+def near_numbers(number: int, rng: Random) -> list[str]:
+    """Three wrong results close to the right one."""
+    return [str(n) for n in rng.sample([n for n in range(max(0, number - 6), number + 7) if n != number], 3)]
+
+
+def other_rooms(passage: reading.Passage, room: str, rng: Random) -> list[str]:
+    """Three wrong rooms, those of the other people in the passage first."""
+    named = [r for _, r in passage.places if r != room]
+    rest = rng.sample([r for r in reading.ROOMS if r != room and r not in named], 3 - len(named))
+    return named + rest

@@ -1,0 +1,72 @@
+"""What documents, chats and pairs share on their way to disk: dropping with a reason, splitting by hash, writing JSON lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from components.schema.recipe import BadInput
+
+EXAMPLES_PER_REASON = 3
+EXAMPLE_CHARACTERS = 120
+
+
+class Drops:
+    """Counts what is dropped by reason and keeps a few examples of each."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, dict[str, Any]] = {}
+
+    def add(self, reason: str, example: str) -> None:
+        entry = self.reasons.setdefault(reason, {"count": 0, "examples": []})
+        entry["count"] += 1
+        if len(entry["examples"]) < EXAMPLES_PER_REASON:
+            entry["examples"].append(example[:EXAMPLE_CHARACTERS])
+
+
+def order(text: str) -> str:
+    """The md5 of a text: decides its side of the split and its place in the file, whatever else is in the data."""
+    return hashlib.md5(text.encode()).hexdigest()
+
+
+def is_heldout(text: str, fraction: float) -> bool:
+    """Whether a text is on the held-out side. Adding or removing other texts does not move it."""
+    return int(order(text)[:8], 16) < fraction * 2**32
+
+
+def write_split(items: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], str], fraction: float, folder: Path, what: str) -> dict[str, int]:
+    """Write train.jsonl and heldout.jsonl, each in the order of the hashes: a shuffle that does not depend on where items came from.
+
+    Items with equal keys stay on one side. Where chance leaves a side empty, the key with the smallest hash is held out.
+    Errors: BadInput where there are not two keys to part.
+    """
+    keyed = sorted(((order(key(item)), key(item), item) for item in items), key=lambda entry: (entry[0], json.dumps(entry[2], sort_keys=True)))
+    if len({k for k, _, _ in keyed}) < 2:
+        raise BadInput(f"{what}: {len(keyed)} left after cleaning, so there is nothing to train on beside what is held out. Add sources, see counts of what was dropped")
+    held = {k for k, text, _ in keyed if is_heldout(text, fraction)} or {keyed[0][0]}
+    if len(held) == len({k for k, _, _ in keyed}):
+        held = {keyed[0][0]}
+    sides = {"train": [item for k, _, item in keyed if k not in held], "heldout": [item for k, _, item in keyed if k in held]}
+    for side, rows in sides.items():
+        write_json_lines(folder / f"{side}.jsonl", rows)
+    return {side: len(rows) for side, rows in sides.items()}
+
+
+def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """One JSON object a line."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All rows of a file that one of our steps wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def write_counts(folder: Path, counts: dict[str, Any]) -> None:
+    """counts.json: what a person reads to see what a step did."""
+    (folder / "counts.json").write_text(json.dumps(counts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,31 @@
+"""The door of the data steps: what `python -m components documents --config params.yaml --dataset tiny --out DIR` does.
+
+Each step reads its inputs from the folders beside its own: data/tiny/tokens reads data/tiny/documents and data/tiny/tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+
+from components.data import params
+from components.schema.recipe import BadInput, DataConfig
+
+MODULES = {"documents": "documents", "chats": "chats", "tokenizer": "tokenizer", "tokens": "pack", "preferences": "preferences", "benchmarks": "benchmarks"}
+
+
+def run_step(step: str, config: DataConfig, folder: Path) -> None:
+    """Run one step of a dataset into `folder`. Errors: BadInput."""
+    folder.mkdir(parents=True, exist_ok=True)
+    import_module(f"components.data.{MODULES[step]}").run(config, folder)
+
+
+def main(step: str, config_path: Path, dataset: str, out: Path) -> None:
+    """Run one step as DVC asks for it. A BadInput is also left where `versions` finds it, since DVC tells only that a command failed."""
+    try:
+        run_step(step, params.read(config_path, dataset), out)
+    except BadInput as error:
+        if told := os.environ.get("MODELYARD_STEP_ERROR"):
+            Path(told).write_text(str(error), encoding="utf-8")
+        raise

@@ -1,0 +1,63 @@
+"""The tokenizer: byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2) with digits split one by one.
+
+Single digits let a small model learn column arithmetic instead of a table of number words. The chat template marks what
+the assistant says ({% generation %}), so the loss mask comes out of the template itself and covers the end-of-turn token.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from components.data import split
+from components.schema.recipe import BadInput, DataConfig
+
+END_OF_TEXT, SYSTEM, USER, ASSISTANT, END = SPECIAL_TOKENS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|>{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
+    "{% elif message['role'] in ['system', 'user'] %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    "{% else %}{{ raise_exception('role ' ~ message['role'] ~ ' is none of system, user, assistant') }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def run(config: DataConfig, folder: Path) -> None:
+    """Train on the documents and chats beside `folder`; write a folder that AutoTokenizer loads. Errors: BadInput."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    documents = [row["text"] for row in split.read_json_lines(folder.parent / "documents" / "train.jsonl")]
+    chats = [message["content"] for row in split.read_json_lines(folder.parent / "chats" / "train.jsonl") for message in row["messages"]]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.tokenizer.vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*documents, *chats], trainer)
+    size = tokenizer.get_vocab_size()
+    if size < config.tokenizer.vocab_size:
+        raise BadInput(
+            f"tokenizer: {len(documents)} documents give only {size} tokens, fewer than tokenizer.vocab_size={config.tokenizer.vocab_size}: "
+            f"the rest of the embedding would never be trained. Set tokenizer.vocab_size={size} or add data"
+        )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(_settings(), indent=2) + "\n", encoding="utf-8")
+    split.write_counts(folder, {"vocab_size": size, "trained_on_documents": len(documents), "trained_on_messages": len(chats)})
+
+
+def _settings() -> dict[str, object]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END,
+        "pad_token": END_OF_TEXT,
+        "extra_special_tokens": [SYSTEM, USER, ASSISTANT],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1_000_000,
+        "chat_template": CHAT_TEMPLATE,
+    }

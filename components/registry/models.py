@@ -1,0 +1,154 @@
+"""Released models in MLflow's registry: versions, the two aliases, and the folder behind a name.
+
+`challenger` is the version registered last, `champion` the one that passed the gate last. A version carries what decided
+about it as tags: identity, scores, the gate's reason. A version is registered once for each identity: a release that was
+killed halfway and is run again finds what it had done.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.registry.store import answering, client, experiment_id, locked, store_uri
+from components.registry.tracking import log_inputs
+from components.schema.recipe import BadInput
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+
+IDENTITY, SCORES = "modelyard.identity", "modelyard.scores"
+LONGEST_TAG = 5000
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+
+def release(
+    name: str,
+    checkpoint: Path,
+    run_id: str,
+    identity: str,
+    scores: Mapping[str, Any],
+    promote: bool,
+    tags: Mapping[str, str] | None = None,
+    inputs: Mapping[str, tuple[str | Path, str]] | None = None,
+) -> str:
+    """Register a checkpoint as challenger, and make it champion where the gate said so. Returns its version."""
+    text = json.dumps(scores, sort_keys=True)
+    version = register(name, checkpoint, run_id, {**(tags or {}), IDENTITY: identity, SCORES: text}, inputs)
+    set_alias(name, CHALLENGER, version)
+    if promote:
+        set_alias(name, CHAMPION, version)
+    client().set_model_version_tag(name, version, "modelyard.action", "promote" if promote else "hold")
+    return version
+
+
+def register(name: str, checkpoint: Path, run_id: str, tags: Mapping[str, str], inputs: Mapping[str, tuple[str | Path, str]] | None = None) -> str:
+    """Make a transformers folder a version of `name`, or find the version its identity has already. Returns the version.
+
+    `tags` must hold modelyard.identity.
+    """
+    identity = tags[IDENTITY]
+    tags = {key: str(value) for key, value in tags.items()}
+    if too_long := [key for key, value in tags.items() if len(value) > LONGEST_TAG]:
+        raise BadInput(f"registry: tag {too_long[0]} of {name} has {len(tags[too_long[0]])} characters and MLflow keeps {LONGEST_TAG}: it would be cut. Shorten it")
+    store, experiment = client(), experiment_id()
+    if inputs:
+        log_inputs(run_id, inputs)
+    with locked(), answering(store_uri()):
+        if found := _version_with(name, identity):
+            for key, value in tags.items():
+                store.set_model_version_tag(name, found.version, key, value)
+            return str(found.version)
+        model = _ready_model(name, identity, checkpoint, run_id, experiment)
+        _make_registered_model(name)
+        version = store.create_model_version(name, model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id, await_creation_for=0)
+        return str(version.version)
+
+
+def set_alias(name: str, alias: str, version: str) -> None:
+    """Point an alias at a version; it leaves the version it was on."""
+    client().set_registered_model_alias(name, alias, version)
+
+
+def champion(name: str) -> dict[str, Any] | None:
+    """{"version", "identity", "scores"} of the released version, or None where nothing was released yet."""
+    found = _version_at(name, CHAMPION)
+    if found is None:
+        return None
+    return {"version": str(found.version), "identity": found.tags.get(IDENTITY), "scores": json.loads(found.tags.get(SCORES, "{}"))}
+
+
+def fetch(uri: str) -> Path:
+    """The folder of `models:/name@alias` or `models:/name/3`, downloaded where the store is remote. Errors: BadInput, naming what there is."""
+    parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if parts is None:
+        raise BadInput(f"registry: {uri!r} names no model, so nothing can be loaded. Write models:/NAME@ALIAS or models:/NAME/VERSION; {_what_there_is()}")
+    name, alias, number = parts.groups()
+    found = _version_at(name, alias) if alias else _version_numbered(name, number)
+    if found is None:
+        raise BadInput(f"registry: {uri} does not exist, so nothing can be loaded. {_what_there_is(name)}")
+    from mlflow.artifacts import download_artifacts
+
+    return Path(download_artifacts(artifact_uri=client().get_model_version_download_uri(name, found.version), tracking_uri=store_uri()))
+
+
+def _ready_model(name: str, identity: str, checkpoint: Path, run_id: str, experiment: str) -> LoggedModel:
+    """The checkpoint as a logged model of the run: the files whole before it is called READY, and one for each identity."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+    store = client()
+    found = store.search_logged_models([experiment], f"tags.`{IDENTITY}` = '{identity}' and name = '{name}'")
+    model = next(iter(found), None) or store.create_logged_model(experiment, name, run_id, {IDENTITY: identity}, model_type="transformers")
+    if model.status != LoggedModelStatus.READY:
+        store.log_model_artifacts(model.model_id, str(checkpoint))
+        model = store.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    run = store.get_run(run_id)
+    if model.model_id not in {output.model_id for output in run.outputs.model_outputs or ()}:
+        store.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return model
+
+
+def _make_registered_model(name: str) -> None:
+    if not _registered(name):
+        client().create_registered_model(name)
+
+
+def _registered(name: str) -> bool:
+    return bool(client().search_registered_models(f"name = '{name}'"))
+
+
+def _versions(name: str) -> list[ModelVersion]:
+    return sorted(client().search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
+
+
+def _version_with(name: str, identity: str) -> ModelVersion | None:
+    return next((version for version in _versions(name) if version.tags.get(IDENTITY) == identity), None)
+
+
+def _version_numbered(name: str, number: str) -> ModelVersion | None:
+    return next((version for version in _versions(name) if str(version.version) == number), None)
+
+
+def _version_at(name: str, alias: str) -> ModelVersion | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client().get_model_version_by_alias(name, alias)
+    except MlflowException:  # the model, or the alias, does not exist
+        return None
+
+
+def _what_there_is(name: str | None = None) -> str:
+    """What could have been meant, for messages."""
+    models = sorted(model.name for model in client().search_registered_models())
+    if not models:
+        return "No model is registered yet: `modelyard run` registers one"
+    if name not in models:
+        return f"Registered models: {', '.join(models)}"
+    aliases = client().get_registered_model(name).aliases
+    there = [f"models:/{name}@{alias}" for alias in sorted(aliases)] + [f"models:/{name}/{v.version}" for v in _versions(name)]
+    return f"There is: {', '.join(there)}"

@@ -1,0 +1,146 @@
+"""Runs in MLflow: one for each pipeline, one for each stage under it, found again after a kill.
+
+    parent = open_pipeline("tiny", recipe_hash, recipe_text, lineage(Path.cwd()))
+    run_id = open_stage(parent, "sft", identity, params={"steps": 200}, lineage={})
+    sink = MetricSink(run_id); sink.log({"loss": 2.1}, step=10); sink.close()
+    close_stage(run_id, "FINISHED", record.figures, folder / "record.json", record)
+
+A run is found by what it is (the recipe's hash, the stage's identity), not by who started it: a stage that was killed and
+started again, by whichever pipeline, goes on in the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from components.registry.lineage import lineage
+from components.registry.metrics import MetricSink
+from components.registry.store import answering, client, experiment_id, locked, prepare, store_uri
+from components.schema.records import Record
+
+__all__ = ["MetricSink", "close_stage", "lineage", "log_inputs", "open_pipeline", "open_stage", "prepare", "store_uri"]
+
+LONGEST_PARAM, LONGEST_TAG = 6000, 5000  # MLflow refuses longer ones
+TAGGED_LINEAGE = ("python", "cpu", "cores", "threads", "platform", "recipe", "recipe_hash", "seed", "git_commit")
+
+
+def open_pipeline(recipe_name: str, recipe_hash: str, recipe_text: str, lineage: Mapping[str, Any]) -> str:
+    """The run of this very recipe: a new one, or the one that an earlier start left. Returns its id."""
+    tags = {"modelyard.kind": "pipeline", "modelyard.recipe": recipe_name, "modelyard.recipe_hash": recipe_hash}
+    run_id = _find_or_create("modelyard.recipe_hash", recipe_hash, "pipeline", f"{recipe_name}-{recipe_hash[:8]}", tags)
+    client().log_text(run_id, recipe_text, "recipe.yaml")
+    _log_lineage(run_id, lineage)
+    return run_id
+
+
+def open_stage(parent_id: str | None, stage: str, identity: str, params: Mapping[str, Any], lineage: Mapping[str, Any]) -> str:
+    """The run of the stage with this identity, under whichever parent it was begun. Returns its id."""
+    tags = {"modelyard.kind": "stage", "modelyard.stage": stage, "modelyard.stage_identity": identity}
+    if parent_id:
+        tags["mlflow.parentRunId"] = parent_id
+    run_id = _find_or_create("modelyard.stage_identity", identity, "stage", stage, tags)
+    _log_params(run_id, params)
+    _log_lineage(run_id, lineage)
+    return run_id
+
+
+def close_stage(
+    run_id: str,
+    status: Literal["FINISHED", "FAILED", "KILLED"],
+    figures: Mapping[str, Any],
+    record_path: Path | None = None,
+    record: Record | None = None,
+) -> None:
+    """Log what came out, then end the run. Closes pipelines too. Figures already there with the same value are not logged again."""
+    from mlflow.entities import Metric
+
+    store = client()
+    run = store.get_run(run_id)
+    numbers = {name: value for name, value in flatten(figures) if run.data.metrics.get(name) != value}
+    now = run.info.start_time
+    for start in range(0, len(numbers), 1000):
+        store.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in list(numbers.items())[start : start + 1000]])
+    if record is not None:
+        if record.samples:
+            store.log_text(run_id, _readable(record), "samples.md")
+        store.set_tag(run_id, "modelyard.record_hash", record.hash)
+    if record_path is not None:
+        store.log_artifact(run_id, str(record_path))
+    store.set_terminated(run_id, status)
+
+
+def log_inputs(run_id: str, inputs: Mapping[str, tuple[str | Path, str]]) -> None:
+    """Datasets that a run read: {name: (path, digest)}, the digest (DVC's md5, or a stage's identity) kept as given."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    entries = [
+        DatasetInput(Dataset(name, digest, "local", json.dumps({"uri": str(path)})), [InputTag("mlflow.data.context", name)])
+        for name, (path, digest) in inputs.items()
+    ]
+    client().log_inputs(run_id, datasets=entries)
+
+
+def flatten(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Nested numbers as `a/b/c`, the only form MLflow keeps; text, lists, booleans and what is not finite are left to record.json."""
+    for key, value in figures.items():
+        name = prefix + re.sub(r"[^\w\-. /]", "_", str(key))
+        if isinstance(value, Mapping):
+            yield from flatten(value, name + "/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            yield name, float(value)
+
+
+def _find_or_create(tag: str, value: str, kind: str, name: str, tags: dict[str, str]) -> str:
+    store, experiment = client(), experiment_id()
+    with locked(), answering(store_uri()):
+        found = store.search_runs([experiment], f"tags.`{tag}` = '{value}' and tags.`modelyard.kind` = '{kind}'", max_results=1, order_by=["attributes.start_time ASC"])
+        if found:
+            run_id = found[0].info.run_id
+            store.update_run(run_id, status="RUNNING")
+            return run_id
+        return store.create_run(experiment, tags=tags, run_name=name).info.run_id
+
+
+def _log_params(run_id: str, params: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    flat = [Param(name, text[:LONGEST_PARAM]) for name, text in _flatten_params(params)]
+    for start in range(0, len(flat), 100):
+        client().log_batch(run_id, params=flat[start : start + 100])
+
+
+def _flatten_params(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in params.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten_params(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _log_lineage(run_id: str, lineage: Mapping[str, Any]) -> None:
+    """Short facts as tags to search by. A full lineage is kept as files too, anew for each start: the code may have changed in between."""
+    from mlflow.entities import RunTag
+
+    store = client()
+    tags = {f"modelyard.{name}": str(lineage[name])[:LONGEST_TAG] for name in TAGGED_LINEAGE if lineage.get(name) is not None}
+    if lineage.get("git_commit"):
+        tags["mlflow.source.git.commit"] = lineage["git_commit"]
+    if "installed" in lineage:
+        start = int(store.get_run(run_id).data.tags.get("modelyard.starts", 0)) + 1
+        tags["modelyard.starts"] = str(start)
+        tags["modelyard.uncommitted_changes"] = str(bool(lineage["git_patch"] or lineage["git_untracked"])).lower()
+        files = {"uncommitted.patch": lineage["git_patch"], "installed.txt": "\n".join(lineage["installed"]) + "\n"}
+        rest = {name: value for name, value in lineage.items() if name not in ("git_patch", "installed")}
+        for name, text in {**files, "lineage.json": json.dumps(rest, indent=2)}.items():
+            store.log_text(run_id, text, f"lineage/{start}/{name}")
+    if tags:
+        store.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items()])
+
+
+def _readable(record: Record) -> str:
+    return "\n\n".join(f"### {i}\n\n**prompt**\n\n```\n{s.prompt}\n```\n\n**output**\n\n```\n{s.output}\n```" for i, s in enumerate(record.samples, 1)) + "\n"

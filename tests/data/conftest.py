@@ -1,0 +1,37 @@
+"""A small dataset made once, by the steps themselves, for the tests that read files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from components.data.steps import MODULES, run_step
+from components.schema.recipe import DataConfig
+
+HUB = Path(__file__).parents[2].parent / "shared/real/hub"
+
+
+@pytest.fixture(scope="session")
+def config() -> DataConfig:
+    return DataConfig.model_validate(
+        {
+            "name": "small",
+            "curriculum": {"documents": 5000, "chats": 3000, "preferences": 1500, "benchmark_items": 60},
+            "benchmarks": ["mini_gsm8k", "mini_mmlu", "mini_humaneval"],
+            "tokenizer": {"vocab_size": 700},
+            "heldout_fraction": 0.1,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def dataset(config: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder data/<name> with all six outputs."""
+    root = tmp_path_factory.mktemp("data") / config.name
+    for step in MODULES:
+        run_step(step, config, root / step)
+    return root
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
