@@ -12,7 +12,7 @@ from flows.reports import training_card
 from flows.tasks import run_stage
 
 
-@flow(name="align-ppo")
+@flow(name="align-ppo", flow_run_name="align-ppo {run.recipe_name}")
 def align(config: PPOConfig, chat: Artifact, scorer: Artifact, data: Dataset, run: Run = Run()) -> Record:
     """PPO on the dataset's prompts, held near the chat model by a KL price."""
     return training_card(run_stage(jobs.ppo(config, chat, scorer, data, run)))

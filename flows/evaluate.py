@@ -12,7 +12,7 @@ from flows.reports import scores_card
 from flows.tasks import run_stage
 
 
-@flow(name="evaluate")
+@flow(name="evaluate", flow_run_name="evaluate {run.recipe_name}")
 def evaluate(config: EvalConfig, models: dict[str, Artifact], data: Dataset, run: Run = Run()) -> Record:
     """lm-eval's own tasks on every model of the line (base, chat, policy), and held-out perplexity."""
     return scores_card(run_stage(jobs.evaluate(config, models, data, run)))

@@ -12,7 +12,7 @@ from flows.reports import training_card
 from flows.tasks import run_stage
 
 
-@flow(name="pretrain")
+@flow(name="pretrain", flow_run_name="pretrain {run.recipe_name}")
 def pretrain(model: ModelConfig, config: PretrainConfig, data: Dataset, run: Run = Run()) -> Record:
     """Train a causal language model from scratch on the dataset's tokens."""
     return training_card(run_stage(jobs.pretrain(model, config, data, run)))

@@ -12,7 +12,7 @@ from flows.reports import training_card
 from flows.tasks import run_stage
 
 
-@flow(name="fit-reward-model")
+@flow(name="fit-reward-model", flow_run_name="fit-reward-model {run.recipe_name}")
 def fit_reward_model(config: RewardConfig, chat: Artifact, data: Dataset, run: Run = Run()) -> Record:
     """A scalar head on the chat model learns the dataset's preferences."""
     return training_card(run_stage(jobs.reward(config, chat, data, run)))

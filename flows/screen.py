@@ -80,7 +80,7 @@ class Screen:
     def _plain_step(self, stage: str, event: dict[str, Any], numbers: str) -> None:
         """Without a terminal a bar is noise: one line each tenth."""
         tenth = 10 * event["step"] // max(event["total"], 1)
-        if tenth != self.steps.get(stage):
+        if numbers and tenth != self.steps.get(stage):
             self.steps[stage] = tenth
             self._plain(f"{stage}: {event['step']}/{event['total']} {event.get('unit', 'steps')}  {numbers}")
 

@@ -50,6 +50,7 @@ def prefect_server() -> Iterator[str]:
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            env={**os.environ, "PREFECT_SERVER_UI_API_URL": url},  # the page would look for the API at its default port
             start_new_session=True,
             preexec_fn=_end_with_parent,
         )

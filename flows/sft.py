@@ -12,7 +12,7 @@ from flows.reports import training_card
 from flows.tasks import run_stage
 
 
-@flow(name="finetune")
+@flow(name="finetune", flow_run_name="finetune {run.recipe_name}")
 def finetune(config: SFTConfig, base: Artifact, data: Dataset, run: Run = Run()) -> Record:
     """Supervised fine-tuning on the dataset's chats, with the loss on the assistant's tokens."""
     return training_card(run_stage(jobs.sft(config, base, data, run)))

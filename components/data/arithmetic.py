@@ -164,21 +164,28 @@ def draw_steps(rng: Random, seed: int, heldout: bool, chain: bool | None = None)
             return steps
 
 
+def draw_series(rng: Random, seed: int) -> list[Step]:
+    """One sum or difference again and again, its left number moved by one or by ten; held-out members are left out."""
+    operator, right, stride = rng.choice("+-"), rng.randint(2, 20), rng.choice((1, 10))
+    first = rng.randint(2, 12) + (right if operator == "-" else 0)
+    series = [Step(left, operator, right) for left in range(first, LARGEST_OPERAND + 1, stride)]
+    return [step for step in series if step.result <= LARGEST_RESULT and not is_heldout(key_of_steps((step,)), seed)][:8]
+
+
 def _first_step(rng: Random, allow_product: bool) -> Step:
     kind = rng.choice("++--*" if allow_product else "+-")
     if kind == "*":
-        return Step(rng.randint(2, 6), "*", rng.randint(2, 9))
+        return Step(rng.randint(2, 5), "*", rng.randint(2, 6))
     if kind == "+":
-        a, b = rng.randint(2, 30), rng.randint(2, 20)
-        return Step(a, "+", b) if rng.random() < 0.8 else Step(b, "+", a)
-    a = rng.randint(3, LARGEST_OPERAND)
+        return Step(rng.randint(2, 20), "+", rng.randint(2, 20))
+    a = rng.randint(3, 30)
     return Step(a, "-", rng.randint(2, min(a, 20)))
 
 
 def _next_step(rng: Random, so_far: int) -> Step:
     if rng.random() < 0.5:
-        return Step(so_far, "+", rng.randint(2, 19))
-    return Step(so_far, "-", rng.randint(2, max(2, min(so_far, 20))))
+        return Step(so_far, "+", rng.randint(2, 12))
+    return Step(so_far, "-", rng.randint(2, max(2, min(so_far, 12))))
 
 
 def tell(steps: tuple[Step, ...], rng: Random) -> Story:

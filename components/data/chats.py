@@ -68,21 +68,21 @@ def _gather(config: DataConfig) -> Iterator[dict[str, Any]]:
 
 
 def _messages(row: sources.Row) -> list[Message]:
-    values = row.values
+    values, where = row.values, f"chats: {row.where}"
     if values.get("messages") is not None:
-        messages = checked(values["messages"], row.where)
+        messages = checked(values["messages"], where)
     elif "instruction" in values and "output" in values:
         prompt = "\n".join(part for part in (values["instruction"], values.get("input")) if part)
-        messages = checked([{"role": "user", "content": prompt}, {"role": "assistant", "content": values["output"]}], row.where)
+        messages = checked([{"role": "user", "content": prompt}, {"role": "assistant", "content": values["output"]}], where)
     elif "question" in values and "answer" in values:
-        messages = checked([{"role": "user", "content": values["question"]}, {"role": "assistant", "content": values["answer"]}], row.where)
+        messages = checked([{"role": "user", "content": values["question"]}, {"role": "assistant", "content": values["answer"]}], where)
     else:
         raise BadInput(
-            f"chats: {row.where} has columns {', '.join(values)}, from which no chat can be made. "
+            f"{where} has columns {', '.join(values)}, from which no chat can be made. "
             "Use `messages`, or `instruction`/`input`/`output`, or `question`/`answer`"
         )
     if messages[-1]["role"] != "assistant":
-        raise BadInput(f"chats: {row.where} ends with a turn of the {messages[-1]['role']}, so there is nothing to learn from it. End it with the assistant's answer")
+        raise BadInput(f"{where} ends with a turn of the {messages[-1]['role']}, so there is nothing to learn from it. End it with the assistant's answer")
     return messages
 
 

@@ -5,16 +5,18 @@ Items are drawn from the held-out side only; few-shot examples from the training
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 from components.data import arithmetic, programs, prose, reading
 from components.data.world import SUBJECTS as FACT_SUBJECTS
 from components.data.world import World
+from components.schema.recipe import BadInput
 
 SUBJECTS = (*FACT_SUBJECTS, "arithmetic", "reading")
 FEWSHOT_ITEMS = 5
+DRAWS_PER_ITEM = 50
 MMLU_DESCRIPTION = "The following are multiple choice questions (with answers) about {subject}.\n\n"
 
 Row = dict[str, Any]
@@ -88,18 +90,14 @@ def mmlu_messages(item: Row) -> list[dict[str, str]]:
 
 
 def _distinct(draw: Callable[[Random], Row], name: str, items: int) -> list[Row]:
-    """`items` different rows. Shuffled options and other names make rows plenty, so the search ends."""
+    """`items` different rows; other options count as another row, another order of the same options does not. Errors: BadInput."""
     found: dict[str, Row] = {}
-    for rng in _random_streams(name):
-        row = draw(rng)
+    for i in range(DRAWS_PER_ITEM * items):
+        row = draw(Random(f"{name}/{i}"))
         found.setdefault(row["question"] if "choices" not in row else f"{row['question']}{sorted(row['choices'])}", row)
         if len(found) == items:
             return list(found.values())
-    raise AssertionError("unreachable: the streams are endless")
-
-
-def _random_streams(name: str) -> Iterator[Random]:
-    i = 0
-    while True:
-        yield Random(f"{name}/{i}")
-        i += 1
+    raise BadInput(
+        f"curriculum: benchmark_items asks for {items} different items of {name.split('/', 1)[1]}, and the little world has about {len(found)} held out: "
+        "the benchmark would repeat itself. Lower curriculum.benchmark_items"
+    )

@@ -45,22 +45,26 @@ def _story(rng: Random, world: World, seed: int) -> str:
 
 
 def _equations(rng: Random, world: World, seed: int) -> str:
-    """A column of sums."""
-    return "\n".join(str(step) for _ in range(6) for step in arithmetic.draw_steps(rng, seed, heldout=False, chain=False))
+    """A column of sums: unrelated ones, or one sum with its first number moved by ones or tens, so that columns and carries show."""
+    if rng.random() < 0.5:
+        steps = [step for _ in range(8) for step in arithmetic.draw_steps(rng, seed, heldout=False, chain=False)]
+    else:
+        steps = arithmetic.draw_series(rng, seed)
+    return "\n".join(str(step) for step in steps)
 
 
 def _list_of_words(rng: Random, world: World, seed: int) -> str:
-    """Four options, and which letter each of them has."""
+    """Four options, and which letter each of them has, in another order."""
     options = draw_options(rng, world)
-    told = [f"The letter of {option} is {LETTERS[i]}." for i, option in enumerate(options)]
-    return f"{lettered(options)}\n" + " ".join(rng.sample(told, 4))
+    told = [rng.choice(("{} is {}.", "{}: {}")).format(option, LETTERS[i]) for i, option in enumerate(options)]
+    return f"{lettered(options)}\n" + "\n".join(rng.sample(told, 4))
 
 
 def _list_with_answer(rng: Random, world: World, seed: int) -> str:
-    """A statement, four options, and the letter of the one that was stated."""
+    """A statement, four options, and first the letter, then the words of the one that was stated."""
     statement, answer, others = rng.choice((_stated_fact, _stated_sum, _stated_place))(rng, world, seed)
     options = shuffled(answer, others, rng)
-    return f"{statement}\n{lettered(options)}\nThe answer is {answer}. The letter is {LETTERS[options.index(answer)]}."
+    return f"{statement}\n{lettered(options)}\nAnswer: {LETTERS[options.index(answer)]}. {answer}"
 
 
 def _stated_fact(rng: Random, world: World, seed: int) -> tuple[str, str, list[str]]:
@@ -95,14 +99,14 @@ def _functions(rng: Random, world: World, seed: int) -> str:
 
 Writer = Callable[[Random, World, int], str]
 WRITERS: dict[str, tuple[float, Writer]] = {  # kind: share, writer
-    "profile": (0.27, _profile),
-    "facts": (0.08, _mixed_facts),
-    "story": (0.16, _story),
-    "equations": (0.14, _equations),
-    "list": (0.10, _list_of_words),
-    "answered_list": (0.14, _list_with_answer),
+    "profile": (0.20, _profile),
+    "facts": (0.07, _mixed_facts),
+    "story": (0.14, _story),
+    "equations": (0.20, _equations),
+    "list": (0.12, _list_of_words),
+    "answered_list": (0.17, _list_with_answer),
     "rooms": (0.04, _rooms),
-    "functions": (0.07, _functions),
+    "functions": (0.06, _functions),
 }
 
 

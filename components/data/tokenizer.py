@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from components.data import split
-from components.schema.recipe import BadInput, DataConfig
+from components.schema.recipe import DataConfig
 
 END_OF_TEXT, SYSTEM, USER, ASSISTANT, END = SPECIAL_TOKENS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
@@ -25,7 +25,10 @@ CHAT_TEMPLATE = (
 
 
 def run(config: DataConfig, folder: Path) -> None:
-    """Train on the documents and chats beside `folder`; write a folder that AutoTokenizer loads. Errors: BadInput."""
+    """Train on the documents and chats beside `folder`; write a folder that AutoTokenizer loads.
+
+    Where the data has fewer merges to give than vocab_size asks for, the vocabulary is smaller, and counts.json says so.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     documents = [row["text"] for row in split.read_json_lines(folder.parent / "documents" / "train.jsonl")]
@@ -40,15 +43,9 @@ def run(config: DataConfig, folder: Path) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator([*documents, *chats], trainer)
-    size = tokenizer.get_vocab_size()
-    if size < config.tokenizer.vocab_size:
-        raise BadInput(
-            f"tokenizer: {len(documents)} documents give only {size} tokens, fewer than tokenizer.vocab_size={config.tokenizer.vocab_size}: "
-            f"the rest of the embedding would never be trained. Set tokenizer.vocab_size={size} or add data"
-        )
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(_settings(), indent=2) + "\n", encoding="utf-8")
-    split.write_counts(folder, {"vocab_size": size, "trained_on_documents": len(documents), "trained_on_messages": len(chats)})
+    split.write_counts(folder, {"vocab_size": tokenizer.get_vocab_size(), "trained_on_documents": len(documents), "trained_on_messages": len(chats)})
 
 
 def _settings() -> dict[str, object]:

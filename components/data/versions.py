@@ -48,7 +48,7 @@ def reproduce(config: DataConfig, emit: Emit) -> tuple[Dataset, list[str]]:
             verdict = _reproduce_one(repo, f"{step}@{config.name}", emit)
             if verdict == "made":
                 ran.append(step)
-            emit({"event": "note", "text": f"data: {step} {verdict} ({time.perf_counter() - started:.1f} s)"})
+            emit({"event": "note", "text": f"{step} {verdict} ({time.perf_counter() - started:.1f} s)"})
             emit({"event": "progress", "step": done, "total": len(STEPS), "unit": "steps"})
     dataset = current(config)
     assert dataset, "every stage has just succeeded"
@@ -88,17 +88,20 @@ def status(config: DataConfig) -> dict[str, str]:
     wanted = {"datasets": {config.name: params.entry(config)}}
     if config.name not in params.load():
         return dict.fromkeys(STEPS, "never made")
-    stale: dict[str, str] = {}
+    remade: dict[str, str] = {}
+    absent: dict[str, str] = {}
     with _repository() as repo, repo.lock:
         for step in STEPS:
             (stage,) = repo.stage.collect(f"{step}@{config.name}")
-            if reason := _why_stale(stage, wanted, stale):
-                stale[step] = reason
-    return stale
+            if reason := _why_remade(stage, wanted, remade):
+                remade[step] = reason
+            elif not all(out.exists for out in stage.outs):
+                absent[step] = "is not here: fetched where cache or remote has it, else made anew"
+    return {step: reason for step in STEPS if (reason := remade.get(step) or absent.get(step))}
 
 
-def _why_stale(stage: Any, wanted: dict[str, Any], stale: dict[str, str]) -> str | None:
-    """None where a stage would be left alone, else the first reason found."""
+def _why_remade(stage: Any, wanted: dict[str, Any], remade: dict[str, str]) -> str | None:
+    """None where a stage's output, here or elsewhere, is what it should be, else the first reason found against it."""
     from dvc.dependency import ParamsDependency
 
     if not all(out.hash_info for out in stage.outs):
@@ -111,14 +114,11 @@ def _why_stale(stage: Any, wanted: dict[str, Any], stale: dict[str, str]) -> str
                 return f"{', '.join(name.split('.', 2)[2] for name in changed)} changed"
             continue
         path = Path(dependency.def_path)
-        if path.name in stale:
+        if path.name in remade:
             return f"{path.name} will be made anew"
         if dependency.exists and dependency.status():
             return f"{path} changed"
-    missing = [out for out in stage.outs if not out.exists]
-    if missing:
-        return f"{missing[0].def_path} is not here: fetched where cache or remote has it, else made anew"
-    return next((f"{out.def_path} was changed by hand" for out in stage.outs if out.status()), None)
+    return next((f"{out.def_path} was changed by hand" for out in stage.outs if out.exists and out.status()), None)
 
 
 def current(config: DataConfig) -> Dataset | None:

@@ -134,12 +134,16 @@ def _version_numbered(name: str, number: str) -> ModelVersion | None:
 
 
 def _version_at(name: str, alias: str) -> ModelVersion | None:
+    """None where the model or the alias does not exist; a registry that fails is an error, never an answer."""
     from mlflow.exceptions import MlflowException
 
-    try:
-        return client().get_model_version_by_alias(name, alias)
-    except MlflowException:  # the model, or the alias, does not exist
-        return None
+    with answering(store_uri()):
+        try:
+            return client().get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
 
 
 def _what_there_is(name: str | None = None) -> str:

@@ -1,16 +1,34 @@
-"""Which examples a step sees, and how they are laid out. Everything here is a pure function of its arguments.
+"""Which examples there are, which of them a step sees, and how they are laid out: pure functions of their arguments.
 
 Notation: B rows, T tokens. Masks say what True means: `counts` is True where a token enters the loss.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from components.schema.recipe import BadInput
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file. Errors: BadInput naming the line."""
+    if not path.is_file():
+        raise BadInput(f"data: {path} does not exist, so there is nothing to learn from. Run the data stages first")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise BadInput(f"data: {path} line {number} is not JSON ({error}). Make the file again") from None
+    return rows
 
 
 def visits(n: int, start: int, count: int, seed: int) -> list[int]:

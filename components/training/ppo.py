@@ -33,11 +33,10 @@ from components.models.build import load, load_tokenizer, save, stop_ids
 from components.models.heads import scalar_model_from, values
 from components.schema.recipe import BadInput, PPOConfig
 from components.schema.records import Outcome, Sample
-from components.training.batches import visits
+from components.training.batches import read_rows, visits
 from components.training.losses import gae, kl_k1, kl_k3, masked_mean, ppo_policy_loss, ppo_value_loss, whiten
 from components.training.reward import SCALE, score_texts
 from components.training.rollouts import Rollout, answer_logprobs, sample
-from components.training.sft import read_rows
 from components.training.template import encode_prompts, require_contract, write_contract
 from components.training.trainer import Context, device_of, fit, mixed_seed, remembered
 

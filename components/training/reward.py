@@ -25,10 +25,9 @@ from components.models.build import load_tokenizer, save
 from components.models.heads import scalar_model_from, scores
 from components.schema.recipe import BadInput, RewardConfig
 from components.schema.records import Outcome, Sample
-from components.training.batches import pad_right, visits
+from components.training.batches import pad_right, read_rows, visits
 from components.training.losses import bradley_terry
 from components.training.optim import OptimizedModule
-from components.training.sft import read_rows
 from components.training.template import encode, require_contract, write_contract
 from components.training.trainer import Context, device_of, fit, remembered
 

@@ -10,7 +10,6 @@ an order of its own. Only counted positions reach the output layer (`heads.logit
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from components.models.generate import generate
 from components.models.heads import logits_at
 from components.schema.recipe import BadInput, SFTConfig
 from components.schema.records import Outcome, Sample
-from components.training.batches import Packed, lay_out, pack, visits
+from components.training.batches import Packed, lay_out, pack, read_rows, visits
 from components.training.optim import OptimizedModule
 from components.training.template import encode, encode_prompts, preflight, write_contract
 from components.training.trainer import Context, device_of, fit, remembered
@@ -88,19 +87,6 @@ def run(config: SFTConfig, base: Path, chats: Path, out: Path, context: Context)
     return Outcome(figures=figures, samples=answers(model, chats / "heldout.jsonl", words), execution=course.execution())
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file. Errors: BadInput naming the line."""
-    if not path.is_file():
-        raise BadInput(f"data: {path} does not exist, so there is nothing to learn from. Run the data stages first")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise BadInput(f"data: {path} line {number} is not JSON ({error}). Make the file again") from None
-    return rows
-
-
 def read_chats(path: Path, words: PreTrainedTokenizerBase, context_tokens: int, at_most: int | None = None) -> tuple[list[Text], int]:
     """The first `at_most` chats that fit the context and have something to learn, and how many were too long. Errors: BadInput."""
     rows = read_rows(path)
@@ -139,17 +125,16 @@ def measure(model: PreTrainedModel, heldout: list[Text], batch_size: int, pad_id
 
 
 def answers(model: PreTrainedModel, path: Path, words: PreTrainedTokenizerBase) -> tuple[Sample, ...]:
-    """Greedy answers to a few held-out prompts, of different kinds where there are some."""
-    by_kind = {row.get("kind"): row["messages"] for row in reversed(read_rows(path))}
-    prompts = [_until_assistant(messages) for messages in list(by_kind.values())[:SAMPLES]]
-    ids = encode_prompts(words, prompts)
-    room = model.config.max_position_embeddings - max(map(len, ids))
-    if room < 1:
-        return ()
+    """Greedy answers to a few held-out prompts that leave half of the context free, of different kinds where there are some."""
+    room = model.config.max_position_embeddings // 2
+    rows = read_rows(path)
+    prompts = encode_prompts(words, [_until_assistant(row["messages"]) for row in rows])
+    by_kind = {row.get("kind"): ids for row, ids in reversed(list(zip(rows, prompts, strict=True))) if len(ids) <= room}
+    ids = list(by_kind.values())[:SAMPLES]
     outputs = generate(model, ids, stop_ids=stop_ids(words), pad_id=words.pad_token_id, max_new_tokens=min(SAMPLE_TOKENS, room))
     return tuple(Sample(prompt=words.decode(p), output=words.decode(a)) for p, a in zip(ids, outputs, strict=True))
 
 
 def _until_assistant(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    end = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    end = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
     return messages[:end]

@@ -101,6 +101,7 @@ def fit(
         module.load_state_dict(state["state_dict"])
     else:
         _run_trainer(module, DataLoader(_Batches(batch, total), sampler=sampler, batch_size=None), watch, Checkpoints(work, every, total), checkpoint, log_every)
+    module.to(device_of(context.accelerator))  # Lightning leaves it on the CPU
     (out / "curve.jsonl").write_text("".join(json.dumps({"step": i + 1, "loss": loss}) + "\n" for i, loss in enumerate(watch.losses)), encoding="utf-8")
     return Course(list(watch.losses), watch.seconds, watch.tokens / max(watch.seconds, 1e-9))
 

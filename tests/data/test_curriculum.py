@@ -12,7 +12,7 @@ import yaml
 
 from components.data import arithmetic, curriculum, exams
 from components.data.world import SCHEMA, World
-from components.schema.recipe import CurriculumConfig
+from components.schema.recipe import BadInput, CurriculumConfig
 
 from .conftest import read
 
@@ -119,6 +119,18 @@ def test_canonical_solutions_pass_their_tests_and_an_empty_body_does_not(dataset
             exec(row["prompt"] + "    return None\n" + check, {})
 
 
+def test_more_items_than_the_world_has_are_refused():
+    with pytest.raises(BadInput, match=r"benchmark_items asks for 4000 different items of mmlu/people/test.*Lower curriculum.benchmark_items"):
+        curriculum.benchmark("mini_mmlu", CurriculumConfig(benchmark_items=20_000))
+
+
+@pytest.mark.parametrize("seed", range(1, 8))
+def test_any_seed_makes_a_world_with_full_benchmarks(seed):
+    for name in exams.MAKERS:
+        splits = curriculum.benchmark(name, CurriculumConfig(seed=seed))
+        assert sum(len(sides["test"]) for sides in splits.values()) == (120 if name != "mini_humaneval" else 40)
+
+
 # ---------------------------------------------------------------- nothing that is asked was trained on
 
 
@@ -127,11 +139,8 @@ def training_texts(dataset: Path) -> list[str]:
     return [curriculum.as_text(item) for item in items]
 
 
-def test_rows(dataset: Path, name: str) -> list[dict]:
+def benchmark_rows(dataset: Path, name: str) -> list[dict]:
     return [row for path in sorted((dataset / "benchmarks/modelyard" / name).rglob("test-*.parquet")) for row in pyarrow.parquet.read_table(path).to_pylist()]
-
-
-test_rows.__test__ = False
 
 
 def sums_written_in(text: str) -> set[tuple[int, ...]]:
@@ -154,10 +163,10 @@ def question_and_answer(text: str, answer: str) -> tuple[tuple[str, ...], str]:
 
 def test_no_held_out_sum_is_written_anywhere_in_training(dataset):
     asked = set()
-    for row in test_rows(dataset, "mini_gsm8k"):
+    for row in benchmark_rows(dataset, "mini_gsm8k"):
         whole = max(sums_written_in(row["answer"]), key=lambda terms: len(str(terms)))
         asked.add(whole)
-    asked |= {key for row in test_rows(dataset, "mini_mmlu") if row["subject"] == "arithmetic" for key in sums_written_in(row["question"])}
+    asked |= {key for row in benchmark_rows(dataset, "mini_mmlu") if row["subject"] == "arithmetic" for key in sums_written_in(row["question"])}
     assert len(asked) > 40
     trained = {key for text in training_texts(dataset) for key in sums_written_in(text)}
     assert len(trained) > 500
@@ -165,7 +174,7 @@ def test_no_held_out_sum_is_written_anywhere_in_training(dataset):
 
 
 def test_no_held_out_story_is_told_in_training_in_any_words(dataset):
-    asked = {question_and_answer(row["question"], row["answer"]) for row in test_rows(dataset, "mini_gsm8k")}
+    asked = {question_and_answer(row["question"], row["answer"]) for row in benchmark_rows(dataset, "mini_gsm8k")}
     chats = [c for side in ("train", "heldout") for c in read(dataset / f"chats/{side}.jsonl") if c["kind"] == "word_problem"]
     pairs = [p for side in ("train", "heldout") for p in read(dataset / f"preferences/{side}.jsonl") if "Question:" in p["prompt"][0]["content"]]
     told = {question_and_answer(c["messages"][0]["content"], c["messages"][1]["content"]) for c in chats}
@@ -180,7 +189,7 @@ def test_no_held_out_question_about_a_fact_is_asked_in_training_while_its_fact_i
     talk = "\n".join(curriculum.as_text(row) for name in ("chats", "preferences") for row in read(dataset / f"{name}/train.jsonl"))
     everything = "\n".join(texts)
     world = World(0)
-    for row in test_rows(dataset, "mini_mmlu"):
+    for row in benchmark_rows(dataset, "mini_mmlu"):
         if row["subject"] in world.by_subject:
             (entity,) = [e for e in world.entities if re.search(rf"\b{e.name}\b", row["question"])]
             attribute = entity.heldout
@@ -195,10 +204,10 @@ def test_no_held_out_function_is_written_in_training_under_any_name(dataset):
     pattern = re.compile(r"def \w+\((\w+)\):\n    \"\"\".*\"\"\"\n+    return (.*)")
     trained = {re.sub(rf"\b{argument}\b", "_", body) for text in training_texts(dataset) for argument, body in pattern.findall(text)}
     asked = set()
-    for row in test_rows(dataset, "mini_humaneval"):
+    for row in benchmark_rows(dataset, "mini_humaneval"):
         ((argument, body),) = pattern.findall(row["prompt"] + row["canonical_solution"])
         asked.add(re.sub(rf"\b{argument}\b", "_", body))
-    assert len(asked) == 20 and len(trained) > 100
+    assert len(asked) >= 15 and len(trained) > 100
     assert not asked & trained
 
 
@@ -206,7 +215,7 @@ def test_no_held_out_passage_is_told_in_training_in_any_order(dataset):
     def statements(text):
         return frozenset(re.findall(r"([A-Z]\w+) is in the (\w+)\.", text)) | frozenset((n, r) for r, n in re.findall(r"In the (\w+) is ([A-Z]\w+)\.", text))
 
-    asked = {statements(row["question"]) for row in test_rows(dataset, "mini_mmlu") if row["subject"] == "reading"}
+    asked = {statements(row["question"]) for row in benchmark_rows(dataset, "mini_mmlu") if row["subject"] == "reading"}
     told = {statements(text) for text in training_texts(dataset)}
     assert len(asked) == 12 and frozenset() not in asked and len(told) > 100
     assert not asked & told
@@ -214,17 +223,17 @@ def test_no_held_out_passage_is_told_in_training_in_any_order(dataset):
 
 def test_the_guard_sees_held_out_items_in_other_words_and_passes_what_is_not_held_out(dataset):
     guard = curriculum.Guard(0)
-    row = test_rows(dataset, "mini_gsm8k")[0]
-    single = next(r for r in test_rows(dataset, "mini_mmlu") if "+" in r["question"])
+    row = benchmark_rows(dataset, "mini_gsm8k")[0]
+    single = next(r for r in benchmark_rows(dataset, "mini_mmlu") if "+" in r["question"])
     a, b = re.findall(r"\d+", single["question"])
-    humaneval = test_rows(dataset, "mini_humaneval")[0]
-    fact = next(r for r in test_rows(dataset, "mini_mmlu") if r["subject"] == "people")
+    humaneval = benchmark_rows(dataset, "mini_humaneval")[0]
+    fact = next(r for r in benchmark_rows(dataset, "mini_mmlu") if r["subject"] == "people")
     assert guard.reason(row["answer"]) == "contains_heldout_sum"
     assert guard.reason(f"Somewhere else stands {b}+{a}, without a result.") == "contains_heldout_sum"
     assert guard.reason(f"Please tell me: {fact['question']}") == "contains_heldout_question"
     renamed = humaneval["canonical_solution"].replace(re.search(r"\((\w+)\)", humaneval["prompt"]).group(1), "q")
     assert guard.reason(f"def other(q):\n    '''Some words.'''\n{renamed}") == "contains_heldout_function"
-    reading = next(r for r in test_rows(dataset, "mini_mmlu") if r["subject"] == "reading")
+    reading = next(r for r in benchmark_rows(dataset, "mini_mmlu") if r["subject"] == "reading")
     assert guard.reason(" ".join(reversed(re.findall(r"\w+ is in the \w+\.", reading["question"])))) == "contains_heldout_passage"
     assert guard.reason("Nothing to see: 1999 - 12 and a cat is in the barn.") is None
 

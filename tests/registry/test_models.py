@@ -1,0 +1,91 @@
+"""Releases, against a real MLflow registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from components.registry import models
+from components.registry.store import client, experiment_id
+from components.registry.tracking import open_stage
+from components.schema.recipe import BadInput
+
+SCORES = {"mini_gsm8k": {"metric": "exact_match,strict-match", "score": 0.5, "stderr": 0.05}}
+
+
+def release(checkpoint: Path, identity: str, promote: bool = True, scores: dict[str, Any] = SCORES) -> str:
+    run_id = open_stage(None, "release", identity, {}, {})
+    return models.release("tiny", checkpoint, run_id, identity, scores, promote, {"modelyard.reason": "because"}, {"policy": (checkpoint, identity)})
+
+
+def test_a_release_is_a_version_with_its_files_tags_and_run(home: Path, checkpoint: Path) -> None:
+    assert models.champion("tiny") is None
+    version = release(checkpoint, "1" * 32)
+    assert models.champion("tiny") == {"version": version, "identity": "1" * 32, "scores": SCORES}
+    found = client().get_model_version_by_alias("tiny", "challenger")
+    assert str(found.version) == version
+    assert found.tags["modelyard.reason"] == "because" and found.tags["modelyard.action"] == "promote"
+    run = client().get_run(found.run_id)
+    (output,) = run.outputs.model_outputs
+    assert found.source == f"models:/{output.model_id}"
+    assert [entry.dataset.digest for entry in run.inputs.dataset_inputs] == ["1" * 32]
+    folder = models.fetch("models:/tiny@champion")
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in checkpoint.iterdir()}
+    assert models.fetch(f"models:/tiny/{version}") == folder
+
+
+def test_a_held_challenger_leaves_the_champion_where_it_is(home: Path, checkpoint: Path) -> None:
+    first = release(checkpoint, "1" * 32)
+    second = release(checkpoint, "2" * 32, promote=False)
+    assert first != second and models.champion("tiny")["version"] == first
+    assert str(client().get_model_version_by_alias("tiny", "challenger").version) == second
+    assert client().get_model_version("tiny", second).tags["modelyard.action"] == "hold"
+    assert release(checkpoint, "3" * 32) == models.champion("tiny")["version"] != first
+
+
+def test_a_registry_that_fails_is_never_taken_for_one_without_a_champion(home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the gate would promote whatever comes while the server is away."""
+    release(checkpoint, "1" * 32)
+
+    def away(*args: Any) -> None:
+        raise MlflowException("API request to http://registry failed")
+
+    monkeypatch.setattr(client(), "get_model_version_by_alias", away)
+    with pytest.raises(BadInput, match="does not answer"):
+        models.champion("tiny")
+
+
+@pytest.mark.parametrize("step", ["log_model_artifacts", "finalize_logged_model", "log_outputs", "create_registered_model", "create_model_version", "set_registered_model_alias"])
+def test_a_release_killed_at_any_step_registers_once_when_run_again(home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def dies(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client(), step, dies)
+        with pytest.raises(KeyboardInterrupt):
+            release(checkpoint, "1" * 32)
+    assert release(checkpoint, "1" * 32) == release(checkpoint, "1" * 32)
+    assert len(client().search_model_versions("name = 'tiny'")) == 1
+    assert len(client().search_logged_models([experiment_id()])) == 1
+    assert (models.fetch("models:/tiny@champion") / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+
+
+def test_a_name_that_does_not_exist_is_answered_with_what_there_is(home: Path, checkpoint: Path) -> None:
+    with pytest.raises(BadInput, match=r"models:/tiny@champion does not exist.*No model is registered yet: `modelyard run` registers one"):
+        models.fetch("models:/tiny@champion")
+    release(checkpoint, "1" * 32, promote=False)
+    with pytest.raises(BadInput, match=r"models:/tiny@champion does not exist.*There is: models:/tiny@challenger, models:/tiny/1$"):
+        models.fetch("models:/tiny@champion")
+    with pytest.raises(BadInput, match=r"models:/other/1 does not exist.*Registered models: tiny$"):
+        models.fetch("models:/other/1")
+    with pytest.raises(BadInput, match=r"'tiny' names no model.*Write models:/NAME@ALIAS or models:/NAME/VERSION"):
+        models.fetch("tiny")
+
+
+def test_a_tag_too_long_for_mlflow_is_refused_before_anything_is_registered(home: Path, checkpoint: Path) -> None:
+    with pytest.raises(BadInput, match=r"tag modelyard.scores of tiny has .* MLflow keeps 5000"):
+        release(checkpoint, "1" * 32, scores={str(i): SCORES["mini_gsm8k"] for i in range(100)})
+    assert client().search_registered_models() == []
