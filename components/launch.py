@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,7 @@ def call(stage: str, job: dict[str, Any], listen: Listener = lambda event: None)
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**PATIENT_THREADS, **os.environ, "MODELYARD_EVENTS": "1", "MODELYARD_PARENT": str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+            env={**PATIENT_THREADS, **os.environ, "MODELYARD_EVENTS": "1", "MODELYARD_PARENT": str(os.getpid()), "MODELYARD_LAUNCHED": str(time.time()), "PYTHONUNBUFFERED": "1"},
             text=True,
             errors="replace",
             start_new_session=True,

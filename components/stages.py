@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ def _produce(job: Job, folder: Path) -> None:
     _check_disk(job)
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(exist_ok=True)
-    began = time.time()
     with _tracked(job) as tracked:
+        import_module(WORKS_WITH[job.stage])
+        began = time.time()
         outcome = RUN[job.stage](job, partial, tracked)
         shutil.rmtree(partial / "work", ignore_errors=True)
         record = Record(
@@ -83,7 +85,7 @@ def _produce(job: Job, folder: Path) -> None:
             files={str(p.relative_to(partial)): File(md5=file_md5(p), size=p.stat().st_size) for p in _files(partial)},
             figures=outcome.figures,
             samples=outcome.samples,
-            execution={**outcome.execution, "stage_seconds": round(time.time() - began, 2), "mlflow_run_id": tracked.run_id},
+            execution={**outcome.execution, "work_seconds": round(time.time() - began, 2), "start_seconds": round(began - _launched(), 2), "mlflow_run_id": tracked.run_id},
         )
         record.write(partial)
         if folder.exists():  # damaged, or it would have been reused: kept aside, never deleted
@@ -103,9 +105,10 @@ def _data(job: Job) -> None:
     """DVC makes what is not current; the record names every part with DVC's md5."""
     from components.data import versions
 
-    began = time.time()
     config = DataConfig.model_validate(job.config["data"])
+    _check_disk(job)
     with _tracked(job) as tracked:
+        began = time.time()
         dataset, ran = versions.reproduce(config, say)
         job = job.model_copy(update={"config": {"parts": {name: getattr(dataset, name).identity for name in versions.PARTS}}})
         folder = job.folder
@@ -117,7 +120,7 @@ def _data(job: Job) -> None:
             inputs={},
             files={},
             figures={name: getattr(dataset, name).counts for name in versions.PARTS},
-            execution={"stage_seconds": round(time.time() - began, 2), "mlflow_run_id": tracked.run_id},
+            execution={"work_seconds": round(time.time() - began, 2), "start_seconds": round(began - _launched(), 2), "mlflow_run_id": tracked.run_id},
         )
         if not (folder / "record.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -170,9 +173,9 @@ def _ppo(job: Job, out: Path, tracked: Tracked) -> Outcome:
 
 
 def _evaluate(job: Job, out: Path, tracked: Tracked) -> Outcome:
-    _use_threads(job)
     from components.evaluation import harness
 
+    _use_threads(job)
     models = {name: _path(job, name) for name in ("base", "chat", "policy") if name in job.inputs}
     config = EvalConfig.model_validate(job.config["evals"])
     return harness.run(config, models, _path(job, "benchmarks"), _path(job, "tokens"), out, say, job.config["seed"])
@@ -222,8 +225,23 @@ RUN: dict[str, Callable[[Job, Path, Tracked], Outcome]] = {
     "release": _release,
 }
 
+# What a stage spends its start on importing; apart from its work, so that the two can be told.
+WORKS_WITH = {
+    "pretrain": "components.training.pretrain",
+    "sft": "components.training.sft",
+    "reward": "components.training.reward",
+    "ppo": "components.training.ppo",
+    "evaluate": "components.evaluation.harness",
+    "release": "components.registry.models",
+}
+
 
 # ---------------------------------------------------------------- what surrounds a stage
+
+
+def _launched() -> float:
+    """When the launcher started this process (seconds since the epoch); now, where a person did."""
+    return float(os.environ.get("MODELYARD_LAUNCHED", time.time()))
 
 
 def _path(job: Job, name: str) -> Path:
@@ -250,6 +268,7 @@ def _check_disk(job: Job) -> None:
         width, layers = model["hidden_size"], model["layers"]
         weights = 4 * (2 * 65_536 * width + layers * (4 * width**2 + 3 * width * model["intermediate_size"]))
     need = 10 * weights + SPARE_BYTES  # weights 1, optimizer 2, in each of three checkpoints, and the result
+    home().mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(home()).free
     if free < need:
         raise BadInput(

@@ -265,6 +265,10 @@ def _summarise(recipe: Recipe, path: Path, screen: Screen, total: float, start: 
     released = stages.get("release", {}).get("figures")
     recipe_hash = _hash(recipe)
     inside = sum(row["seconds"] for row in stages.values())
+    ran = [event for event in screen.results.values() if event["verdict"].action != "reuse"]
+    facts = [event["record"].execution for event in ran]
+    starts = sum(fact.get("start_seconds", 0) for fact in facts)
+    ends = sum(event["seconds"] for event in ran) - starts - sum(fact.get("work_seconds", 0) for fact in facts)
     from components.registry import tracking
 
     return {
@@ -273,7 +277,13 @@ def _summarise(recipe: Recipe, path: Path, screen: Screen, total: float, start: 
         "recipe_path": str(path),
         "recipe_hash": recipe_hash,
         "seconds": total,
-        "overhead_seconds": {"prefect server start": start, "flows and tasks": round(flow - inside, 1), "prefect server stop": round(total - start - flow, 1)},
+        "overhead_seconds": {
+            "command and Prefect server start": start,
+            "Prefect flows, tasks, artifacts": round(flow - inside, 1),
+            "process starts, imports, opening MLflow runs": round(starts, 1),
+            "hashing, records, closing MLflow runs": round(ends, 1),
+            "Prefect server stop": round(total - start - flow, 1),
+        },
         "stages": stages,
         "scores": stages.get("evaluate", {}).get("figures", {}).get("scores"),
         "release": released,

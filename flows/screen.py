@@ -118,7 +118,7 @@ def _stages(summary: dict[str, Any], records: dict[str, Record]) -> Table:
     for stage, row in summary["stages"].items():
         record = records[stage]
         speed = record.execution.get("tokens_per_s")
-        made = record.execution.get("stage_seconds", 0)
+        made = record.execution.get("work_seconds", 0)
         seconds = f"{row['seconds']:.1f}" if row["status"] == "ran" else f"(took {made:.0f})"
         table.add_row(stage, row["status"], seconds, f"{speed:,.0f}" if speed else "", _measure_line(record))
     return table
@@ -137,7 +137,7 @@ def _scores(records: dict[str, Record]) -> Table | Text:
     for suite in figures["scores"][models[0]]:
         cells = [f"{s['score']:.3f} ± {s['stderr']:.3f}" for s in (figures["scores"][m][suite] for m in models)]
         table.add_row(suite, *cells, str(figures["scores"][models[0]][suite]["items"]))
-    table.add_row("bits per byte", *(f"{figures['perplexity'][m]['bits_per_byte']:.3f}" for m in models), "")
+    table.add_row("bits per byte, documents", *(f"{figures['perplexity'][m]['bits_per_byte']:.3f}" for m in models), "")
     return table
 
 

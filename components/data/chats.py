@@ -23,7 +23,9 @@ ROLES = ("system", "user", "assistant")
 def run(config: DataConfig, folder: Path) -> None:
     """Write train.jsonl, heldout.jsonl, counts.json. Errors: BadInput naming file and row."""
     drops = split.Drops()
-    kept = clean(_gather(config), config, drops)
+    kept = clean(_from_sources(config), config, drops)
+    if config.curriculum:  # clean as it comes; what it repeats, it repeats on purpose
+        kept += curriculum.chats(config.curriculum)
     if not kept and not config.chats and not config.curriculum:
         sides = empty(folder)
     else:
@@ -59,12 +61,10 @@ def clean(items: Iterator[dict[str, Any]], config: DataConfig, drops: split.Drop
     return list(kept.values())
 
 
-def _gather(config: DataConfig) -> Iterator[dict[str, Any]]:
+def _from_sources(config: DataConfig) -> Iterator[dict[str, Any]]:
     for source in config.chats:
         for row in sources.rows(source):
             yield {"messages": _messages(row), "kind": source.label}
-    if config.curriculum:
-        yield from curriculum.chats(config.curriculum)
 
 
 def _messages(row: sources.Row) -> list[Message]:

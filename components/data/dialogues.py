@@ -31,7 +31,7 @@ STYLES = ("terse", "plain", "warm")
 
 def draw_chat(rng: Random, world: World, seed: int) -> dict[str, object]:
     """One random chat."""
-    kind = rng.choices(("word_problem", "multiple_choice", "code", "ask_fact", "talk"), (0.28, 0.42, 0.07, 0.10, 0.13))[0]
+    kind = rng.choices(("word_problem", "multiple_choice", "code", "ask_fact", "talk"), (0.26, 0.42, 0.05, 0.14, 0.13))[0]
     if kind == "word_problem":
         story = arithmetic.tell(arithmetic.draw_steps(rng, seed, heldout=False), rng)
         messages, answer = _user(_gsm8k(story)), story.solution

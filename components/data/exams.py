@@ -17,6 +17,7 @@ from components.schema.recipe import BadInput
 SUBJECTS = (*FACT_SUBJECTS, "arithmetic", "reading")
 FEWSHOT_ITEMS = 5
 DRAWS_PER_ITEM = 50
+CHAIN_SHARE = 0.85  # of mini_gsm8k
 MMLU_DESCRIPTION = "The following are multiple choice questions (with answers) about {subject}.\n\n"
 
 Row = dict[str, Any]
@@ -24,10 +25,10 @@ Splits = dict[str, dict[str, list[Row]]]  # configuration -> split -> rows
 
 
 def mini_gsm8k(world: World, seed: int, items: int) -> Splits:
-    """Stories over held-out sums."""
+    """Stories over held-out sums, most of them with two steps."""
 
     def draw(rng: Random, heldout: bool) -> Row:
-        story = arithmetic.tell(arithmetic.draw_steps(rng, seed, heldout), rng)
+        story = arithmetic.tell(arithmetic.draw_steps(rng, seed, heldout, chain=rng.random() < CHAIN_SHARE), rng)
         return {"question": story.text, "answer": story.solution}
 
     test = _distinct(lambda rng: draw(rng, True), f"{seed}/gsm8k/test", items)

@@ -21,7 +21,9 @@ _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "
 def run(config: DataConfig, folder: Path) -> None:
     """Write train.jsonl, heldout.jsonl, counts.json. Errors: BadInput naming file and row."""
     drops = split.Drops()
-    kept = clean(_gather(config), config, drops)
+    kept = clean(_from_sources(config), config, drops)
+    if config.curriculum:  # clean as it comes; what it repeats, it repeats on purpose
+        kept += curriculum.preferences(config.curriculum)
     if not kept and not config.preferences and not config.curriculum:
         sides = empty(folder)
     else:
@@ -30,12 +32,10 @@ def run(config: DataConfig, folder: Path) -> None:
     split.write_counts(folder, {"pairs": len(kept), **sides, "by_kind": kinds, "dropped": drops.reasons})
 
 
-def _gather(config: DataConfig) -> Iterator[dict[str, Any]]:
+def _from_sources(config: DataConfig) -> Iterator[dict[str, Any]]:
     for source in config.preferences:
         for row in sources.rows(source):
             yield {**_pair(row), "kind": source.label}
-    if config.curriculum:
-        yield from curriculum.preferences(config.curriculum)
 
 
 def _pair(row: sources.Row) -> dict[str, Any]:

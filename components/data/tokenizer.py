@@ -14,6 +14,9 @@ from components.schema.recipe import DataConfig
 
 END_OF_TEXT, SYSTEM, USER, ASSISTANT, END = SPECIAL_TOKENS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
+# GPT-2's words with two changes: each digit is alone, and a sign takes the space between it and a number ("12", " + ", "5").
+WORDS = r"\p{N}| ?[^\s\p{L}\p{N}]+(?: (?=\p{N}))?| ?\p{L}+|\s+(?!\S)|\s+"
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}<|assistant|>{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
@@ -29,12 +32,14 @@ def run(config: DataConfig, folder: Path) -> None:
 
     Where the data has fewer merges to give than vocab_size asks for, the vocabulary is smaller, and counts.json says so.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     documents = [row["text"] for row in split.read_json_lines(folder.parent / "documents" / "train.jsonl")]
     chats = [message["content"] for row in split.read_json_lines(folder.parent / "chats" / "train.jsonl") for message in row["messages"]]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(WORDS), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.tokenizer.vocab_size,

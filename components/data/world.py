@@ -1,4 +1,4 @@
-"""The facts of a closed little world: sixteen people, twelve places, twelve animals, four or five attributes each.
+"""The facts of a closed little world: twelve people, ten places, ten animals, four or five attributes each.
 
 Who has which attribute follows from the seed. Every statement has several wordings and both orders (subject first, value
 first), because a small model can answer a question about a fact only if it met the fact in varied words (Allen-Zhu and
@@ -15,9 +15,9 @@ import hashlib
 from dataclasses import dataclass
 from random import Random
 
-PEOPLE = ("Mia", "Tom", "Ana", "Ben", "Lia", "Sam", "Eva", "Max", "Ida", "Leo", "Zoe", "Kai", "Nora", "Finn", "Ruth", "Omar")
-PLACES = ("Marn", "Tolby", "Vessa", "Orrin", "Kelda", "Brask", "Lumo", "Sarn", "Dellow", "Pinton", "Harl", "Quill")
-ANIMALS = ("fox", "hen", "cat", "dog", "goat", "hawk", "duck", "frog", "mouse", "horse", "sheep", "crow")
+PEOPLE = ("Mia", "Tom", "Ana", "Ben", "Lia", "Sam", "Eva", "Max", "Ida", "Leo", "Zoe", "Kai")
+PLACES = ("Marn", "Tolby", "Vessa", "Orrin", "Kelda", "Brask", "Lumo", "Sarn", "Dellow", "Pinton")
+ANIMALS = ("fox", "hen", "cat", "dog", "goat", "hawk", "duck", "frog", "mouse", "crow")
 
 
 @dataclass(frozen=True)

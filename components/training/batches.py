@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,9 @@ def visits(n: int, start: int, count: int, seed: int) -> list[int]:
     return [int(_pass_order(n, position // n, seed)[position % n]) for position in range(start, start + count)]
 
 
-_ORDERS: dict[tuple[int, int, int], np.ndarray] = {}
-
-
+@lru_cache(maxsize=4)  # a batch spans two passes, unless it is larger than the data
 def _pass_order(n: int, number: int, seed: int) -> np.ndarray:
-    key = (n, number, seed)
-    if key not in _ORDERS:
-        while len(_ORDERS) >= 4:  # a batch spans two passes at most, unless it is larger than the data
-            _ORDERS.pop(next(iter(_ORDERS)))
-        _ORDERS[key] = np.random.default_rng([seed, number]).permutation(n)
-    return _ORDERS[key]
+    return np.random.default_rng([seed, number]).permutation(n)
 
 
 @dataclass(frozen=True)

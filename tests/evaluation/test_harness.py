@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from components.evaluation import harness, suites
 from components.evaluation.code_eval import SandboxedCodeEval, pass_at, program_of, sandboxed_code_eval
-from components.evaluation.harness import measure, offline_and_quiet, run
+from components.evaluation.harness import measure, offline_and_quiet, run, threads_for
 from components.evaluation.local_model import load_model
 from components.evaluation.perplexity import heldout_sequences, perplexity
 from components.evaluation.suites import OFFICIAL, load_tasks
@@ -257,6 +257,15 @@ def test_a_run_is_complete_deterministic_and_asks_nothing_of_the_network(world: 
     assert events[-1] == {"event": "progress", "step": 57, "total": 57, "unit": "items"}  # (8 + 7 + 4) * 3
     assert one.figures["tasks"] == {"mini_gsm8k": "1.0", "mini_mmlu": "1.0", "mini_humaneval": "1.0"}
     json.dumps(one.model_dump(mode="json"), allow_nan=False)
+
+
+def test_a_small_model_is_measured_with_one_thread_and_the_number_is_given_back(world: World) -> None:
+    lm, before = load_model(world.model, batch_size=1, device="cpu"), torch.get_num_threads()
+    torch.set_num_threads(2)
+    with threads_for(lm):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 def test_a_killed_run_goes_on_at_the_suite_where_it_died(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
