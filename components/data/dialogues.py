@@ -1,7 +1,7 @@
 """Chats for SFT and preference pairs for the reward model.
 
 Benchmarks are met in training in the very form in which lm-eval asks them: GSM8K's "Question: ...\\nAnswer:", MMLU's system
-message with the subject and its lettered options, HumanEval's bare prompt.
+message with the subject (its continuation form: the answer in words), HumanEval's bare prompt.
 
 Open questions ("Tell me about Marn.") are answered in styles that vary on purpose, from one terse sentence to a warm
 paragraph: a chat model then can do both, and the preference for the warm ones gives alignment something to gain.
@@ -37,7 +37,7 @@ def draw_chat(rng: Random, world: World, seed: int) -> dict[str, object]:
         messages, answer = _user(_gsm8k(story)), story.solution
     elif kind == "multiple_choice":
         item = exams.draw_item(rng, world, seed, rng.choice(exams.SUBJECTS), heldout=False)
-        messages, answer = exams.mmlu_messages(item), "ABCD"[item["answer"]]
+        messages, answer = exams.mmlu_messages(item), item["choices"][item["answer"]]
     elif kind == "code":
         program = programs.write(*rng.choice(programs.pool(seed, heldout=False)), rng)
         messages, answer = _user(program.prompt), program.body

@@ -18,7 +18,7 @@ SUBJECTS = (*FACT_SUBJECTS, "arithmetic", "reading")
 FEWSHOT_ITEMS = 5
 DRAWS_PER_ITEM = 50
 CHAIN_SHARE = 0.85  # of mini_gsm8k
-MMLU_DESCRIPTION = "The following are multiple choice questions (with answers) about {subject}.\n\n"
+MMLU_DESCRIPTION = "The following are questions (with answers) about {subject}.\n\n"
 
 Row = dict[str, Any]
 Splits = dict[str, dict[str, list[Row]]]  # configuration -> split -> rows
@@ -83,10 +83,10 @@ def draw_item(rng: Random, world: World, seed: int, subject: str, heldout: bool)
 
 
 def mmlu_messages(item: Row) -> list[dict[str, str]]:
-    """What lm-eval sends for an MMLU item under a chat template: the description is the system message."""
+    """What lm-eval's mmlu_continuation sends for an item under a chat template: the description is the system message."""
     return [
         {"role": "system", "content": MMLU_DESCRIPTION.format(subject=item["subject"])},
-        {"role": "user", "content": f"{item['question']}\n{prose.lettered(item['choices'])}\nAnswer:"},
+        {"role": "user", "content": f"Question: {item['question']}\nAnswer:"},
     ]
 
 

@@ -1,7 +1,9 @@
 """What each suite is: an official lm-eval definition, and the local files it reads.
 
 A suite's task is lm-eval's own YAML, taken by `include:` and changed in nothing but the data's place and the answer's
-greatest length. The mini suites lay a few lines of ours over it (tasks/*.yaml): a name, and zero worked examples.
+greatest length. The mini suites lay a few lines of ours over it (tasks/*.yaml): a name, and zero worked examples. mini_mmlu is
+lm-eval's mmlu_continuation, which compares the likelihood of the four answers in words: models of a few million parameters
+know answers long before they can point at them by letter (Gu et al. 2024, OLMES, arXiv:2406.08446).
 lm-eval builds its index from the few files written here, as its own index of 15,000 files takes ten seconds.
 """
 
@@ -20,7 +22,7 @@ from components.schema.recipe import BadInput, EvalConfig
 
 OFFICIAL = Path(lm_eval.__file__).parent / "tasks"
 OURS = Path(__file__).parent / "tasks"
-SUBJECT_SENTENCE = "The following are multiple choice questions (with answers) about {}.\n\n"  # the official tasks' own
+SUBJECT_SENTENCE = "The following are questions (with answers) about {}.\n\n"  # the official mmlu_continuation tasks' own
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ SUITES: Mapping[str, SuiteDefinition] = {
         "gsm8k/gsm8k.yaml", "modelyard/mini_gsm8k", "main", ("test", "train"), "exact_match,strict-match", "exact_match,flexible-extract"
     ),
     "mmlu": SuiteDefinition("mmlu/default", "cais/mmlu", None, ("test", "dev"), "acc,none"),
-    "mini_mmlu": SuiteDefinition("mmlu/default", "modelyard/mini_mmlu", None, ("test", "dev"), "acc,none"),
+    "mini_mmlu": SuiteDefinition("mmlu/continuation", "modelyard/mini_mmlu", None, ("test", "dev"), "acc,none"),
     "humaneval": SuiteDefinition("humaneval/humaneval.yaml", "openai/openai_humaneval", "openai_humaneval", ("test",), "pass@1,create_test"),
     "mini_humaneval": SuiteDefinition("humaneval/humaneval.yaml", "modelyard/mini_humaneval", "default", ("test",), "pass@1,create_test"),
 }
@@ -120,7 +122,7 @@ def _includes(suite: str, name: str) -> list[str]:
     if suite == "mmlu":
         return [str(official / f"mmlu_{name}.yaml")]
     if suite == "mini_mmlu":
-        return [str(official / "_default_template_yaml")]
+        return [str(official / "_continuation_template_yaml")]
     return [str(official)] + ([str(OURS / f"{suite}.yaml")] if suite.startswith("mini_") else [])
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from random import Random
 
 import jinja2
 import pyarrow.parquet
@@ -68,16 +69,16 @@ def test_chats_ask_in_the_words_of_lm_evals_official_tasks():
             assert asked == official_prompt("gsm8k/gsm8k.yaml", {"question": question})
             assert re.search(r"\n#### \d+$", chat["messages"][-1]["content"])
         elif chat["kind"] == "multiple_choice":
-            question, *options = re.fullmatch(r"(.*)\nA\. (.*)\nB\. (.*)\nC\. (.*)\nD\. (.*)\nAnswer:", asked).groups()
-            assert asked == official_prompt("mmlu/default/_default_template_yaml", {"question": question, "choices": options})
-            assert chat["messages"][-1]["content"] in "ABCD"
+            question = re.fullmatch(r"Question: (.*)\nAnswer:", asked, re.DOTALL).group(1)
+            assert asked == official_prompt("mmlu/continuation/_continuation_template_yaml", {"question": question})
+            assert re.fullmatch(r"\w+", chat["messages"][-1]["content"])
         elif chat["kind"] == "code":
             assert asked == official_prompt("humaneval/humaneval.yaml", {"prompt": asked})
             ast.parse(asked + chat["messages"][-1]["content"])
 
 
 def test_the_system_message_of_multiple_choice_is_lm_evals_description():
-    description = yaml.safe_load((LM_EVAL / "mmlu/default/mmlu_anatomy.yaml").read_text())["description"]
+    description = yaml.safe_load((LM_EVAL / "mmlu/continuation/mmlu_anatomy.yaml").read_text())["description"]
     assert exams.MMLU_DESCRIPTION.format(subject="anatomy") == description
 
 
@@ -94,10 +95,11 @@ def test_worked_steps_are_right_and_lead_to_the_final_line():
         assert last == f"#### {results[-1]}"
 
 
-def test_the_letters_of_right_answers_are_balanced():
-    chats = (c for c in curriculum.chats(CurriculumConfig(chats=3000)) if c["kind"] == "multiple_choice")
-    letters = Counter(c["messages"][-1]["content"] for c in chats)
-    assert all(0.2 < letters[letter] / letters.total() < 0.3 for letter in "ABCD")
+def test_each_place_among_the_options_is_equally_often_the_right_one():
+    world = World(0)
+    items = [exams.draw_item(Random(str(i)), world, 0, exams.SUBJECTS[i % len(exams.SUBJECTS)], heldout=True) for i in range(2000)]
+    places = Counter(item["answer"] for item in items)
+    assert all(0.21 < places[place] / places.total() < 0.29 for place in range(4))
 
 
 def test_benchmark_rows_have_the_official_schemas(dataset):
@@ -185,7 +187,6 @@ def test_no_held_out_story_is_told_in_training_in_any_words(dataset):
 def test_no_held_out_question_about_a_fact_is_asked_in_training_while_its_fact_is_told(dataset):
     texts = training_texts(dataset)
     prose = "\n".join(row["text"] for row in read(dataset / "documents/train.jsonl") if row["source"] in ("curriculum/profile", "curriculum/facts"))
-    lists = "\n".join(row["text"] for row in read(dataset / "documents/train.jsonl") if "list" in row["source"])
     talk = "\n".join(curriculum.as_text(row) for name in ("chats", "preferences") for row in read(dataset / f"{name}/train.jsonl"))
     everything = "\n".join(texts)
     world = World(0)
@@ -197,7 +198,7 @@ def test_no_held_out_question_about_a_fact_is_asked_in_training_while_its_fact_i
             assert row["question"] not in everything
             told = {entity._fill(s, attribute) for s in SCHEMA[entity.subject][attribute].statements}
             assert any(sentence in prose for sentence in told), "a fact that is never told makes its question a lottery"
-            assert not any(sentence in lists or sentence in talk for sentence in told)
+            assert not any(sentence in talk for sentence in told)
 
 
 def test_no_held_out_function_is_written_in_training_under_any_name(dataset):

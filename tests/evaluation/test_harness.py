@@ -13,6 +13,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+import yaml
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -136,11 +137,15 @@ def test_mini_mmlu_asks_exactly_as_the_official_subject_does(tmp_path: Path, qui
         target = tmp_path / "b/modelyard/mini_mmlu/high_school_geography" / f"{split}-00000-of-00001.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((HUB / "cais/mmlu/high_school_geography" / target.name).read_bytes())
-    config = EvalConfig(suites=("mini_mmlu",), fewshot={"mini_mmlu": 2, "mmlu": 2})
-    mine = load_tasks(("mini_mmlu",), tmp_path / "b", config, 0, tmp_path / "w1")["mini_mmlu"]["tasks"]["mini_mmlu_high_school_geography"]
-    theirs = load_tasks(("mmlu",), HUB, config, 0, tmp_path / "w2")["mmlu"]["tasks"]["mmlu_high_school_geography"]
+    mine = load_tasks(("mini_mmlu",), tmp_path / "b", EvalConfig(suites=("mini_mmlu",)), 0, tmp_path / "w1")["mini_mmlu"]["tasks"]["mini_mmlu_high_school_geography"]
+    files = {split: str(target.with_name(f"{split}-00000-of-00001.parquet")) for split in ("test", "dev")}
+    official = {"include": str(OFFICIAL / "mmlu/continuation/mmlu_high_school_geography.yaml"), "dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+    (tmp_path / "official").mkdir()
+    (tmp_path / "official/geography.yaml").write_text(yaml.safe_dump(official))
+    theirs = TaskManager(include_path=tmp_path / "official", include_defaults=False).load("mmlu_high_school_geography_continuation")["tasks"]["mmlu_high_school_geography_continuation"]
+    theirs.set_config("num_fewshot", 0)
     assert prompts(mine) == prompts(theirs) and len(prompts(mine)) > 400
-    assert prompts(mine)[0][0].startswith("The following are multiple choice questions (with answers) about high school geography.\n\n")
+    assert prompts(mine)[0][0].startswith("The following are questions (with answers) about high school geography.\n\nQuestion: ")
 
 
 def test_chat_models_read_the_template_and_the_base_model_plain_text(world: World, tmp_path: Path) -> None:
@@ -149,8 +154,8 @@ def test_chat_models_read_the_template_and_the_base_model_plain_text(world: Worl
     question = SUMS[4]["question"]
     assert first["base", "mini_gsm8k"]["prompt"] == f"Question: {question}\nAnswer:"
     assert first["chat", "mini_gsm8k"]["prompt"] == f"<|user|>Question: {question}\nAnswer:<|end|><|assistant|>"
-    asked = "What is 2 + 1?\nA. 2\nB. 3\nC. 9\nD. 0\nAnswer:"
-    system = "The following are multiple choice questions (with answers) about elementary sums.\n\n"
+    asked = "Question: What is 2 + 1?\nAnswer:"
+    system = "The following are questions (with answers) about elementary sums.\n\n"
     assert first["base", "mini_mmlu"]["prompt"] == system + asked
     assert first["chat", "mini_mmlu"]["prompt"] == f"<|system|>{system}<|end|><|user|>{asked}<|end|><|assistant|>"
 
@@ -172,9 +177,9 @@ def test_a_choices_loglikelihood_equals_plain_transformers(world: World, tmp_pat
     items = measure(load_model(world.model, batch_size=4), "mini_mmlu", loaded, chat=chat, limit=None, code_eval=SandboxedCodeEval())["items"]
     tokenizer, model = AutoTokenizer.from_pretrained(world.model), AutoModelForCausalLM.from_pretrained(world.model)
     for item in (items[0], items[-1]):
-        for letter, measured in item["logprobs"].items():
+        for choice, measured in item["logprobs"].items():
             context = tokenizer(item["prompt"], add_special_tokens=False).input_ids
-            answer = tokenizer(letter if chat else " " + letter, add_special_tokens=False).input_ids
+            answer = tokenizer(choice if chat else " " + choice, add_special_tokens=False).input_ids
             with torch.no_grad():
                 logits = model(torch.tensor([context + answer])).logits[0]  # (T, V)
             by_hand = sum(logits[len(context) - 1 + i].log_softmax(-1)[token].item() for i, token in enumerate(answer))
