@@ -1,10 +1,11 @@
 """The curriculum: a closed little world, generated from a seed, that a two-million-parameter model can learn in minutes.
 
 It gives documents, chats, preference pairs and three mini benchmarks. **Nothing that the benchmarks ask occurs in training**,
-in whatever words: `heldout_in(text, world, seed)` reads any text and names the held-out items in it, and every generated
-text passes through it. What counts as the same item stands at the top of arithmetic.py, programs.py, reading.py, world.py.
-Facts are the one thing told but not asked: a held-out question ("What is the job of Mia?") never occurs in a chat, a pair
-or a list, while the fact itself is in the prose, since without it the question would be a lottery.
+in whatever words: `Guard(seed).reason(text)` reads any text and says which kind of held-out item is in it, if any; every
+generated text passes through it, and so does every text from a source beside the curriculum. What counts as the same item
+stands at the top of arithmetic.py, programs.py, reading.py, world.py.
+Facts are the one thing told but not asked: a held-out question ("What is the job of Mia?") never occurs in a chat or a pair,
+while the fact itself is in the prose, since without it the question would be a lottery.
 
 Item i depends on the seed and i alone: asking for more items leaves the first ones as they were.
 

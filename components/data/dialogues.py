@@ -57,7 +57,7 @@ def draw_chat(rng: Random, world: World, seed: int) -> dict[str, object]:
 def draw_pair(rng: Random, world: World, seed: int) -> dict[str, object]:
     """One random preference pair."""
     kinds = {"style": _style_pair, "off_topic": _off_topic_pair, "garbled": _garbled_pair, "wrong": _wrong_pair}
-    kind = rng.choices(list(kinds), (0.45, 0.20, 0.15, 0.20))[0]
+    kind = rng.choices(list(kinds), (0.48, 0.15, 0.18, 0.19))[0]
     prompt, chosen, rejected = kinds[kind](rng, world, seed)
     return {"prompt": _user(prompt), "chosen": chosen, "rejected": rejected, "kind": kind}
 

@@ -65,8 +65,8 @@ WRITERS: dict[str, tuple[float, Writer]] = {  # kind: share, writer
     "profile": (0.30, _profile),
     "facts": (0.10, _mixed_facts),
     "story": (0.22, _story),
-    "equations": (0.25, _equations),
-    "rooms": (0.07, _rooms),
+    "equations": (0.22, _equations),
+    "rooms": (0.10, _rooms),
     "functions": (0.06, _functions),
 }
 

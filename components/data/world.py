@@ -4,7 +4,7 @@ Who has which attribute follows from the seed. Every statement has several wordi
 first), because a small model can answer a question about a fact only if it met the fact in varied words (Allen-Zhu and
 Li 2023, arXiv:2309.14316).
 
-Of each entity one attribute is held out: its fact is told in prose, but no training chat, pair or list ever asks for it.
+Of each entity one attribute is held out: its fact is told in prose, but no training chat or pair ever asks for it.
 
     World(seed=0).entities[0].facts     # {"home": "Marn", "job": "baker", ...}
 """
@@ -12,6 +12,7 @@ Of each entity one attribute is held out: its fact is told in prose, but no trai
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from random import Random
 
@@ -32,71 +33,71 @@ class Attribute:
 SCHEMA: dict[str, dict[str, Attribute]] = {
     "people": {
         "home": Attribute(
-            PLACES[:8],
+            PLACES[:6],
             ("{N} lives in {v}.", "The home of {n} is {v}.", "{v} is the home of {n}."),
             ("Where does {n} live?", "What is the home of {n}?"),
         ),
         "job": Attribute(
-            ("baker", "farmer", "sailor", "teacher", "painter", "doctor", "miller", "singer"),
+            ("baker", "farmer", "sailor", "teacher", "painter", "doctor"),
             ("{N} is a {v}.", "{N} works as a {v}.", "The job of {n} is {v}."),
             ("What is the job of {n}?", "What does {n} work as?"),
         ),
         "pet": Attribute(
-            ANIMALS[:8],
+            ANIMALS[:6],
             ("{N} has a pet {v}.", "The pet of {n} is a {v}.", "A {v} is the pet of {n}."),
             ("What is the pet of {n}?", "Which pet does {n} have?"),
         ),
         "food": Attribute(
-            ("bread", "soup", "rice", "cake", "fish", "beans", "cheese", "honey"),
+            ("bread", "soup", "rice", "cake", "fish", "beans"),
             ("{N} likes to eat {v}.", "The favorite food of {n} is {v}.", "For lunch {n} eats {v}."),
             ("What is the favorite food of {n}?", "What does {n} like to eat?"),
         ),
         "color": Attribute(
-            ("red", "blue", "green", "gold", "white", "black", "pink", "brown"),
+            ("red", "blue", "green", "gold", "white", "black"),
             ("The favorite color of {n} is {v}.", "{N} likes the color {v}.", "{N} always wears {v}."),
             ("What is the favorite color of {n}?", "Which color does {n} like?"),
         ),
     },
     "places": {
         "kind": Attribute(
-            ("town", "village", "harbor", "valley", "fort", "camp"),
+            ("town", "village", "harbor", "valley", "fort"),
             ("{N} is a {v}.", "{N} is known as a {v}.", "The kind of place {n} is: a {v}."),
             ("What kind of place is {n}?", "What is {n} known as?"),
         ),
         "landmark": Attribute(
-            ("tower", "bridge", "mill", "well", "gate", "wall", "garden", "clock"),
+            ("tower", "bridge", "mill", "well", "gate"),
             ("In {n} there is a big {v}.", "The landmark of {n} is a {v}.", "{N} has a famous {v}."),
             ("What is the landmark of {n}?", "What is {n} famous for?"),
         ),
         "crop": Attribute(
-            ("apples", "pears", "corn", "wheat", "plums", "grapes", "carrots", "roses"),
+            ("corn", "wheat", "plums", "grapes", "roses"),
             ("Farmers in {n} grow {v}.", "The crop of {n} is {v}.", "The fields of {n} are full of {v}."),
             ("What is the crop of {n}?", "What do farmers in {n} grow?"),
         ),
         "weather": Attribute(
-            ("windy", "rainy", "sunny", "foggy", "snowy", "stormy"),
+            ("windy", "rainy", "sunny", "foggy", "snowy"),
             ("The weather in {n} is {v}.", "It is mostly {v} in {n}.", "{N} has {v} days."),
             ("How is the weather in {n}?", "What is the weather in {n}?"),
         ),
     },
     "animals": {
         "coat": Attribute(
-            ("red", "blue", "green", "gold", "white", "black", "pink", "brown"),
+            ("red", "green", "white", "black", "brown"),
             ("{N} is {v}.", "The color of {n} is {v}.", "{N} has the color {v}."),
             ("What is the color of {n}?", "Which color has {n}?"),
         ),
         "diet": Attribute(
-            ("seeds", "worms", "grass", "berries", "nuts", "leaves", "bugs", "corn"),
+            ("seeds", "worms", "grass", "berries", "leaves"),
             ("{N} eats {v}.", "The diet of {n} is {v}.", "Every day {n} looks for {v}."),
             ("What does {n} eat?", "What is the diet of {n}?"),
         ),
         "den": Attribute(
-            ("barn", "pond", "forest", "cave", "field", "garden", "roof", "river"),
+            ("barn", "pond", "forest", "cave", "field"),
             ("{N} sleeps in the {v}.", "The den of {n} is in the {v}.", "At night {n} goes to the {v}."),
             ("Where does {n} sleep?", "Where is the den of {n}?"),
         ),
         "mood": Attribute(
-            ("shy", "bold", "lazy", "clever", "calm", "noisy"),
+            ("shy", "bold", "lazy", "clever", "calm"),
             ("{N} is very {v}.", "The mood of {n} is {v}.", "Everyone says that {n} is {v}."),
             ("What is the mood of {n}?", "How is {n}?"),
         ),
@@ -141,7 +142,7 @@ class World:
     """All entities with their facts, and which question about each is held out."""
 
     def __init__(self, seed: int) -> None:
-        self.entities = tuple(_entity(seed, subject, name) for subject in SUBJECTS for name in _NAMES[subject])
+        self.entities = tuple(entity for subject in SUBJECTS for entity in _populate(seed, subject))
         self.by_subject = {s: tuple(e for e in self.entities if e.subject == s) for s in SUBJECTS}
 
     def heldout_questions(self) -> dict[str, str]:
@@ -153,9 +154,25 @@ class World:
         return found
 
 
-def _entity(seed: int, subject: str, name: str) -> Entity:
-    rng = Random(f"{seed}/world/{subject}/{name}")
-    attributes = SCHEMA[subject]
-    facts = {attribute: rng.choice(spec.values) for attribute, spec in attributes.items()}
-    heldout = sorted(attributes, key=lambda a: hashlib.md5(f"{seed}/{subject}/{name}/{a}".encode()).hexdigest())[0]
-    return Entity(f"the {name}" if subject == "animals" else name, subject, facts, heldout)
+def _populate(seed: int, subject: str) -> list[Entity]:
+    """Everyone of a subject. Values are dealt out evenly, and a fact is held out only where somebody else with the same value may
+    be asked for it: a value that no training answer ever names would be known and yet never said.
+    """
+    names = _NAMES[subject]
+    dealt = {attribute: _deal(spec.values, len(names), f"{seed}/world/{subject}/{attribute}") for attribute, spec in SCHEMA[subject].items()}
+    left = Counter((attribute, value) for attribute, values in dealt.items() for value in values)
+    entities = []
+    for i, name in enumerate(names):
+        facts = {attribute: values[i] for attribute, values in dealt.items()}
+        by_hash = sorted(facts, key=lambda a: hashlib.md5(f"{seed}/{subject}/{name}/{a}".encode()).hexdigest())
+        heldout = next(a for a in by_hash if left[a, facts[a]] > 1)
+        left[heldout, facts[heldout]] -= 1
+        entities.append(Entity(f"the {name}" if subject == "animals" else name, subject, facts, heldout))
+    return entities
+
+
+def _deal(values: tuple[str, ...], count: int, name: str) -> list[str]:
+    """`count` values, each as often as the others, shuffled."""
+    hand = [values[i % len(values)] for i in range(count)]
+    Random(name).shuffle(hand)
+    return hand

@@ -158,9 +158,9 @@ def sums_written_in(text: str) -> set[tuple[int, ...]]:
     return {tuple(sorted(terms, key=str)) for terms in found}
 
 
-def question_and_answer(text: str, answer: str) -> tuple[tuple[str, ...], str]:
-    """A story reduced to its numbers and its result: blind to names, objects, templates and order."""
-    return tuple(sorted(re.findall(r"\d+", text))), answer.split("#### ")[-1]
+def question_and_answer(text: str, answer: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """A story reduced to its numbers, operations and result: blind to names, objects, templates and order."""
+    return tuple(sorted(re.findall(r"\d+", text))), tuple(sorted(re.findall(r" ([-+*]) ", answer))), answer.split("#### ")[-1]
 
 
 def test_no_held_out_sum_is_written_anywhere_in_training(dataset):
