@@ -3,7 +3,7 @@
 It gives documents, chats, preference pairs and three mini benchmarks. **Nothing that the benchmarks ask occurs in training**,
 in whatever words: `Guard(seed).reason(text)` reads any text and says which kind of held-out item is in it, if any; every
 generated text passes through it, and so does every text from a source beside the curriculum. What counts as the same item
-stands at the top of arithmetic.py, programs.py, reading.py, world.py.
+stands at the top of arithmetic.py, numbers.py, programs.py, reading.py, world.py.
 Facts are the one thing told but not asked: a held-out question ("What is the job of Mia?") never occurs in a chat or a pair,
 while the fact itself is in the prose, since without it the question would be a lottery.
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
-from components.data import arithmetic, dialogues, exams, programs, prose, reading
+from components.data import arithmetic, dialogues, exams, numbers, programs, prose, reading
 from components.data.world import World
 from components.schema.recipe import CurriculumConfig
 
@@ -83,6 +83,8 @@ class Guard:
         """None, or what kind of held-out item the text contains."""
         if any(arithmetic.is_heldout(key, self.seed) for key in arithmetic.keys_in(text)):
             return "contains_heldout_sum"
+        if any(numbers.is_heldout(key, self.seed) for key in numbers.keys_in(text)):
+            return "contains_heldout_numbers"
         if " is in the " in text and (key := reading.key_in(text)) and len(key) > 1 and reading.is_heldout(key, self.seed):
             return "contains_heldout_passage"
         if "?" in text and any(question in text for question in self.questions):

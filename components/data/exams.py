@@ -9,12 +9,12 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from components.data import arithmetic, programs, prose, reading
+from components.data import arithmetic, numbers, programs, prose, reading
 from components.data.world import SUBJECTS as FACT_SUBJECTS
 from components.data.world import World
 from components.schema.recipe import BadInput
 
-SUBJECTS = (*FACT_SUBJECTS, "arithmetic", "reading")
+SUBJECTS = (*FACT_SUBJECTS, "arithmetic", "comparisons", "sequences", "reading")
 FEWSHOT_ITEMS = 5
 DRAWS_PER_ITEM = 50
 CHAIN_SHARE = 0.85  # of mini_gsm8k
@@ -70,6 +70,14 @@ def draw_item(rng: Random, world: World, seed: int, subject: str, heldout: bool)
         (step,) = arithmetic.draw_steps(rng, seed, heldout, chain=False)
         question = f"What is {step.left} {step.operator} {step.right}?"
         answer, others = str(step.result), prose.near_numbers(step.result, rng)
+    elif subject == "comparisons":
+        a, b = numbers.draw_comparison(rng, seed, heldout)
+        question, number = numbers.ask_comparison(a, b, rng)
+        answer, other = str(number), str(a + b - number)
+        others = [other, *(n for n in prose.near_numbers(number, rng) if n != other)][:3]
+    elif subject == "sequences":
+        question, number = numbers.ask_sequence(numbers.draw_sequence(rng, seed, heldout))
+        answer, others = str(number), prose.near_numbers(number, rng)
     elif subject == "reading":
         passage = reading.draw(rng, seed, heldout)
         name, answer = rng.choice(passage.places)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from components.data import arithmetic, programs, reading
+from components.data import arithmetic, numbers, programs, reading
 from components.data.world import Entity, World
 
 
@@ -47,6 +47,15 @@ def _equations(rng: Random, world: World, seed: int) -> str:
     return "\n".join(str(step) for step in steps)
 
 
+def _number_line(rng: Random, world: World, seed: int) -> str:
+    """Comparisons told from both sides, and sequences."""
+    lines = []
+    for _ in range(3):
+        a, b = sorted(numbers.draw_comparison(rng, seed, heldout=False))
+        lines += [f"{b} is larger than {a}. {a} is smaller than {b}.", ", ".join(map(str, numbers.draw_sequence(rng, seed, heldout=False)))]
+    return "\n".join(lines)
+
+
 def _rooms(rng: Random, world: World, seed: int) -> str:
     """A passage, then each of its statements turned round."""
     passage = reading.draw(rng, seed, heldout=False)
@@ -62,10 +71,11 @@ def _functions(rng: Random, world: World, seed: int) -> str:
 
 Writer = Callable[[Random, World, int], str]
 WRITERS: dict[str, tuple[float, Writer]] = {  # kind: share, writer
-    "profile": (0.30, _profile),
-    "facts": (0.10, _mixed_facts),
+    "profile": (0.24, _profile),
+    "facts": (0.08, _mixed_facts),
     "story": (0.22, _story),
     "equations": (0.22, _equations),
+    "number_line": (0.08, _number_line),
     "rooms": (0.10, _rooms),
     "functions": (0.06, _functions),
 }
