@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from components.schema.jobs import Job
 from components.schema.recipe import BadInput
 from components.schema.records import Record
@@ -72,7 +74,7 @@ def launch(job: Job, listen: Listener = lambda event: None) -> tuple[Record, Ver
 def call(stage: str, job: dict[str, Any], listen: Listener = lambda event: None) -> dict[str, Any]:
     """Run `python -m components STAGE` on a job, pass its events on, and return its last word (the `result` event)."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=f"{stage}-") as file:
-        json.dump(job, file)  # JSON is YAML
+        yaml.safe_dump(job, file)
         file.flush()
         process = subprocess.Popen(
             [sys.executable, "-m", "components", stage, "--config", file.name],

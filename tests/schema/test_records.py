@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from components.launch import verdict
 from components.schema import jobs, records
@@ -41,6 +42,13 @@ def test_a_change_reruns_its_stage_and_what_follows_from_it(dataset: Dataset) ->
 
 def test_hardware_and_tracking_never_change_an_identity(dataset: Dataset) -> None:
     assert identities(dataset) == identities(dataset, run=Run(seed=1, resources=Resources(threads=7), parent_run_id="x", recipe_name="y"))
+
+
+def test_a_job_keeps_its_identity_on_the_way_to_its_process(dataset: Dataset) -> None:
+    """As YAML, and small numbers too: 5e-05 written as JSON would come back as text."""
+    recipe = Recipe.load(TINY, ["align.learning_rate=0.00005"])
+    for job in jobs.line(recipe, dataset, Run(seed=1)).values():
+        assert Job.model_validate(yaml.safe_load(yaml.safe_dump(job.model_dump(mode="json")))).identity == job.identity
 
 
 def test_new_chats_rerun_sft_but_not_pretraining(dataset: Dataset) -> None:
