@@ -9,7 +9,7 @@ demo: setup  ## from raw text to a released model; again, and nothing reruns
 	$(BIN)/modelyard run recipes/tiny.yaml
 
 test: setup  ## everything but what is marked slow or services
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: setup  ## learning, kills and resumes of the whole line: many minutes
 	$(BIN)/python -m pytest -q -m slow

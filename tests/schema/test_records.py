@@ -32,7 +32,7 @@ def changed(dataset: Dataset, *sets: str) -> list[str]:
 
 
 def test_a_change_reruns_its_stage_and_what_follows_from_it(dataset: Dataset) -> None:
-    assert changed(dataset, "align.kl_coef=0.1") == ["ppo", "evaluate", "release"]
+    assert changed(dataset, "align.kl_coef=0.3") == ["ppo", "evaluate", "release"]
     assert changed(dataset, "reward.steps=121") == ["reward", "ppo", "evaluate", "release"]
     assert changed(dataset, "gate.noise_sigmas=1") == ["release"]
     assert changed(dataset, "evals.limit=5") == ["evaluate", "release"]
