@@ -171,7 +171,7 @@ def _where(summary: dict[str, Any]) -> Text:
     out.append(f"  this report again   modelyard show {summary['run']}\n")
     out.append("  runs and curves     mlflow ui --backend-store-uri " + summary["mlflow"] + "\n")
     out.append("  flows and logs      PREFECT_HOME=" + summary["prefect_home"] + " prefect server start\n")
-    out.append("  data versions       dvc dag; modelyard data status; modelyard data push\n")
+    out.append(f"  data versions       dvc dag; modelyard data status {summary['recipe_path']}; modelyard data push\n")
     out.append("Try next\n", style="bold")
     if release:
         out.append(f"  talk to it          modelyard chat {release['uri']}\n")
