@@ -139,7 +139,7 @@ def _rows(source: Source) -> Iterator[Row]:
 
 
 def _json_rows(file: Path) -> Iterator[Row]:
-    for i, line in enumerate(_read(file).splitlines(), start=1):
+    for i, line in enumerate(_read(file).split("\n"), start=1):  # not splitlines(): U+2028 and others may stand inside a text
         if not line.strip():
             continue
         try:

@@ -121,7 +121,7 @@ def _measure_once(
     kept = out / "work" / role / f"{suite}.json"
     listing = out / "items" / role / f"{suite}.jsonl"
     if kept.is_file():
-        return {"score": json.loads(kept.read_text()), "items": [json.loads(line) for line in listing.read_text().splitlines()]}
+        return {"score": json.loads(kept.read_text()), "items": [json.loads(line) for line in listing.read_text().removesuffix("\n").split("\n")]}
     result = measure(lm, suite, loaded, chat=role != "base", limit=config.limit, code_eval=code_eval, seed=seed)
     for path in (kept, listing):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise BadInput(f"data: {path} does not exist, so there is nothing to learn from. Run the data stages first")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # not splitlines(): U+2028 and others may stand inside a text
+    for number, line in enumerate(lines if lines != [""] else [], 1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:

@@ -46,3 +46,15 @@ def test_padding_goes_right():
 @pytest.mark.parametrize("count", [1, 13])
 def test_a_batch_larger_than_the_data_goes_round(count):
     assert len(visits(3, 4, count, seed=0)) == count
+
+
+def test_a_text_may_hold_any_of_unicodes_line_separators(tmp_path):
+    import json
+
+    from components.training.batches import read_rows
+
+    rows = [{"text": "a\u2028b\u2029c\x85d\x0be"}, {"text": "next"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+    (tmp_path / "empty.jsonl").write_text("")
+    assert read_rows(tmp_path / "empty.jsonl") == []
