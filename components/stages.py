@@ -32,7 +32,7 @@ from components.schema.recipe import (
     RewardConfig,
     SFTConfig,
 )
-from components.schema.records import REVISIONS, File, Outcome, Record, file_md5, folder_of, home
+from components.schema.records import REVISIONS, File, Outcome, Record, file_md5, home
 
 Say = Callable[[dict[str, Any]], None]
 SPARE_BYTES = 300 * 2**20  # what a stage may leave besides weights: databases, logs, items
@@ -75,7 +75,6 @@ def _produce(job: Job, folder: Path) -> None:
         import_module(WORKS_WITH[job.stage])
         began = time.time()
         outcome = RUN[job.stage](job, partial, tracked)
-        shutil.rmtree(partial / "work", ignore_errors=True)
         record = Record(
             stage=job.stage,
             identity=job.identity,
@@ -88,14 +87,16 @@ def _produce(job: Job, folder: Path) -> None:
             execution={**outcome.execution, "work_seconds": round(time.time() - began, 2), "start_seconds": round(began - _launched(), 2), "mlflow_run_id": tracked.run_id},
         )
         record.write(partial)
+        tracked.finish(record, partial)  # before the folder stands: a record that is reused has a finished run
+        shutil.rmtree(partial / "work", ignore_errors=True)
         if folder.exists():  # damaged, or it would have been reused: kept aside, never deleted
             folder.rename(folder.with_name(f"{folder.name}.damaged-{int(time.time())}"))
         partial.rename(folder)
-        tracked.finish(record)
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("record.json"))
+    """What the record names: every file but the record itself and what only a resume needs."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("record.json") and p.relative_to(folder).parts[0] != "work")
 
 
 # ---------------------------------------------------------------- one function per stage
@@ -125,7 +126,7 @@ def _data(job: Job) -> None:
         if not (folder / "record.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
             record.write(folder)
-        tracked.finish(record, dataset)
+        tracked.finish(record, folder, dataset)
     reason = f"DVC ran {', '.join(ran)}" if ran else "DVC: every data stage is current"
     say({"event": "result", "folder": str(folder), "action": "run" if ran else "reuse", "reason": reason})
 
@@ -306,12 +307,11 @@ class Tracked:
         if job.inputs:
             tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in job.inputs.items()})
 
-    def finish(self, record: Record, dataset: Any = None) -> None:
+    def finish(self, record: Record, folder: Path, dataset: Any = None) -> None:
         """Figures, samples and the record go to the run, which is then finished."""
         if dataset is not None:
             parts = {name: getattr(dataset, name) for name in ("tokens", "chats", "preferences", "benchmarks")}
             self.tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in parts.items()})
-        folder = folder_of(record.stage, record.identity)
         self.tracking.close_stage(self.run_id, "FINISHED", record.figures, folder / "record.json", record)
 
 

@@ -162,7 +162,7 @@ def _run(recipe: Recipe, resources: Resources, path: Path, as_json: bool) -> Non
     from components.registry import tracking
 
     threading.Thread(target=tracking.prepare, daemon=True).start()  # a new database takes seconds; the server's start hides them
-    with _flows(console, LINE) as (url, screen):
+    with _flows(console) as (url, screen):
         console.print(f"Prefect UI while it runs: {url.removesuffix('/api')}", style="dim", highlight=False)
         ready = time.time()
         from flows.pipeline import train_and_release
@@ -181,7 +181,7 @@ def _run_stage(name: str, recipe: Recipe, resources: Resources) -> None:
     """One stage as its own flow, on what stands."""
     console = _console()
     given = Run(recipe_name=recipe.name, recipe_hash=_hash(recipe), seed=recipe.seed, resources=resources)
-    with _flows(console, (name,)) as (_, screen):
+    with _flows(console) as (_, screen):
         if name == "data":
             from flows.data import prepare_data
 
@@ -233,7 +233,7 @@ def _one_flow(name: str, recipe: Recipe, given: Run) -> None:
 
 
 @contextmanager
-def _flows(console: Console, stages: tuple[str, ...]) -> Iterator[tuple[str, Screen]]:
+def _flows(console: Console) -> Iterator[tuple[str, Screen]]:
     """A Prefect server to run against, and a screen that watches."""
     from flows.screen import Screen
     from flows.server import prefect_server
@@ -241,7 +241,7 @@ def _flows(console: Console, stages: tuple[str, ...]) -> Iterator[tuple[str, Scr
     with prefect_server() as url:
         from flows.tasks import watcher
 
-        with Screen(console, stages) as screen:
+        with Screen(console) as screen:
             token = watcher.set(screen)
             try:
                 yield url, screen

@@ -29,8 +29,8 @@ ROLES = {"base": "base", "chat": "chat (SFT)", "policy": "policy (PPO)"}
 class Screen:
     """Listens to a flow's stages and keeps one line for each."""
 
-    def __init__(self, console: Console, stages: tuple[str, ...]) -> None:
-        self.console, self.stages = console, stages
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.results: dict[str, dict[str, Any]] = {}
         self.bar = Progress(
             SpinnerColumn(finished_text="[green]✓"),
