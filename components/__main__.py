@@ -36,7 +36,7 @@ def main() -> int:
     args = parser.parse_args()
     _end_with_parent()
 
-    from components.schema.recipe import BadInput
+    from components.schema.config import BadInput
 
     try:
         if args.stage in DATA_STEPS:

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from components.schema.config import BadInput
 from components.schema.jobs import Job
-from components.schema.recipe import BadInput
 from components.schema.records import Record
 
 EVENT = "@modelyard "  # a line of a stage's output that starts so is an event for us; every other line is log

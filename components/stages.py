@@ -20,18 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from components.launch import EVENT, verdict
+from components.schema.config import BadInput
+from components.schema.data import DataConfig
 from components.schema.jobs import Job
-from components.schema.recipe import (
-    BadInput,
-    DataConfig,
-    EvalConfig,
-    GateConfig,
-    ModelConfig,
-    PPOConfig,
-    PretrainConfig,
-    RewardConfig,
-    SFTConfig,
-)
+from components.schema.recipe import EvalConfig, GateConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from components.schema.records import REVISIONS, File, Outcome, Record, file_md5, home
 
 Say = Callable[[dict[str, Any]], None]

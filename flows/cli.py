@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from components.schema.config import BadInput
 from components.schema.jobs import LINE, Run, line
 from components.schema.jobs import data as data_job
-from components.schema.recipe import BadInput, Recipe, Resources
+from components.schema.recipe import Recipe, Resources
 from components.schema.records import Dataset, Record, digest, home
 
 if TYPE_CHECKING:

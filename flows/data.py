@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import flow
 
 from components.schema import jobs
+from components.schema.data import DataConfig
 from components.schema.jobs import Run
-from components.schema.recipe import DataConfig
 from components.schema.records import Dataset
 from flows.reports import data_card
 from flows.tasks import run_stage

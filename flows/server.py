@@ -16,7 +16,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 from components.schema.records import home
 
 SETTINGS = {

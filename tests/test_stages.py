@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from components import launch, stages
+from components.schema.config import BadInput
 from components.schema.jobs import Job
-from components.schema.recipe import BadInput
 from components.schema.records import Artifact, File, Record, file_md5
 
 

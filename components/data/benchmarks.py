@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from components.data import curriculum, exams, hub, split
-from components.schema.recipe import DataConfig
+from components.data import curriculum, hub, split
+from components.data.curriculum import exams
+from components.schema.data import DataConfig
 
 OFFICIAL = {"gsm8k": "openai/gsm8k", "mmlu": "cais/mmlu", "humaneval": "openai/openai_humaneval"}
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from components.data import curriculum, sources, split
 from components.data.tokenizer import SPECIAL_TOKENS
-from components.schema.recipe import BadInput, DataConfig
+from components.schema.config import BadInput
+from components.schema.data import DataConfig
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from components.data import curriculum, sources, split
-from components.schema.recipe import BadInput, DataConfig
+from components.schema.config import BadInput
+from components.schema.data import DataConfig
 
 
 def run(config: DataConfig, folder: Path) -> None:

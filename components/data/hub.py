@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 
 
 def resolve(id: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from components.data import split
 from components.data.tokenizer import END_OF_TEXT
-from components.schema.recipe import DataConfig
+from components.schema.data import DataConfig
 
 BATCH_DOCUMENTS = 4_096
 

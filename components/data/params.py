@@ -20,7 +20,8 @@ import yaml
 
 from components.data import sources
 from components.data.benchmarks import OFFICIAL
-from components.schema.recipe import BadInput, CurriculumConfig, DataConfig, Source
+from components.schema.config import BadInput
+from components.schema.data import CurriculumConfig, DataConfig, Source
 
 PATH = Path("params.yaml")
 

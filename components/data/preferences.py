@@ -13,7 +13,8 @@ from typing import Any
 
 from components.data import curriculum, sources, split
 from components.data.chats import Message, checked, clean, empty, prompt_key
-from components.schema.recipe import BadInput, DataConfig
+from components.schema.config import BadInput
+from components.schema.data import DataConfig
 
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from components.data import hub
-from components.schema.recipe import BadInput, Source
+from components.schema.config import BadInput
+from components.schema.data import Source
 from components.schema.records import digest, file_md5
 
 LONGEST_DOCUMENT = 4_000  # characters

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 
 EXAMPLES_PER_REASON = 3
 EXAMPLE_CHARACTERS = 120

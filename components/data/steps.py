@@ -10,7 +10,8 @@ from importlib import import_module
 from pathlib import Path
 
 from components.data import params
-from components.schema.recipe import BadInput, DataConfig
+from components.schema.config import BadInput
+from components.schema.data import DataConfig
 
 MODULES = {"documents": "documents", "chats": "chats", "tokenizer": "tokenizer", "tokens": "pack", "preferences": "preferences", "benchmarks": "benchmarks"}
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from components.data import split
-from components.schema.recipe import DataConfig
+from components.schema.data import DataConfig
 
 END_OF_TEXT, SYSTEM, USER, ASSISTANT, END = SPECIAL_TOKENS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 

@@ -25,7 +25,8 @@ from typing import Any
 import yaml
 
 from components.data import params
-from components.schema.recipe import BadInput, DataConfig
+from components.schema.config import BadInput
+from components.schema.data import DataConfig
 from components.schema.records import Dataset, Part
 
 STEPS = ("documents", "chats", "tokenizer", "tokens", "preferences", "benchmarks")

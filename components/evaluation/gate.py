@@ -13,7 +13,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from components.schema.recipe import Config, GateConfig
+from components.schema.config import Config
+from components.schema.recipe import GateConfig
 
 Score = Mapping[str, Any]  # "score" and "stderr" in [0, 1]; "metric" and "items" where known
 

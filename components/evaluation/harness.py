@@ -39,7 +39,8 @@ from components.evaluation.local_model import LocalModel, load_model
 from components.evaluation.perplexity import heldout_sequences, perplexity
 from components.evaluation.sandbox import require_sandbox
 from components.evaluation.suites import SUITES, data_files, load_tasks, runs_code
-from components.schema.recipe import BadInput, EvalConfig
+from components.schema.config import BadInput
+from components.schema.recipe import EvalConfig
 from components.schema.records import Outcome, Sample
 
 Emit = Callable[[dict[str, Any]], None]

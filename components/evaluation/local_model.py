@@ -17,7 +17,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 
 
 def load_model(folder: Path, batch_size: int, device: str | None = None, on_rows: Callable[[int], None] | None = None) -> LocalModel:

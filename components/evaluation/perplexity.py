@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 
 
 def perplexity(lm: Any, tokens: Path, sequences: int, batch_size: int) -> dict[str, float | int]:

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 
 JAIL = Path(__file__).with_name("jail.py")
 PROCESSES = 8  # a program's own, threads included

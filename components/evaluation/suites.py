@@ -18,7 +18,8 @@ import lm_eval
 import yaml
 from lm_eval.tasks import TaskManager
 
-from components.schema.recipe import BadInput, EvalConfig
+from components.schema.config import BadInput
+from components.schema.recipe import EvalConfig
 
 OFFICIAL = Path(lm_eval.__file__).parent / "tasks"
 OURS = Path(__file__).parent / "tasks"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.registry.store import answering, client, experiment_id, locked, store_uri
 from components.registry.tracking import log_inputs
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

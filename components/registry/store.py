@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 from components.schema.records import home
 
 if TYPE_CHECKING:

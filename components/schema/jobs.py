@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from components.schema.config import Config
+from components.schema.data import DataConfig
 from components.schema.recipe import (
-    Config,
-    DataConfig,
     EvalConfig,
     GateConfig,
     ModelConfig,

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from components.schema.recipe import BadInput, Config
+from components.schema.config import BadInput, Config
 
 # Bumped by hand when what a stage does changes its meaning; a bump makes every stored result of that stage run anew.
 REVISIONS = {"data": 1, "pretrain": 1, "sft": 1, "reward": 1, "ppo": 1, "evaluate": 1, "release": 1}

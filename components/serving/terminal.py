@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 
 
 def chat(model: str | None, max_new_tokens: int, temperature: float) -> None:

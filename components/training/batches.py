@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.models.build import build, count_parameters, load_tokenizer, save, stop_ids
 from components.models.generate import generate
-from components.schema.recipe import BadInput, ModelConfig, PretrainConfig
+from components.schema.config import BadInput
+from components.schema.recipe import ModelConfig, PretrainConfig
 from components.schema.records import Outcome, Sample
 from components.training.batches import visits
 from components.training.optim import OptimizedModule

@@ -22,7 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.models.build import load, load_tokenizer, save, stop_ids
 from components.models.generate import generate
 from components.models.heads import logits_at
-from components.schema.recipe import BadInput, SFTConfig
+from components.schema.config import BadInput
+from components.schema.recipe import SFTConfig
 from components.schema.records import Outcome, Sample
 from components.training.batches import Packed, lay_out, pack, read_rows, visits
 from components.training.optim import OptimizedModule

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.models.heads import logits_at
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 from components.schema.records import digest
 from components.training.batches import lay_out
 

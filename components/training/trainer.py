@@ -32,7 +32,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 from components.training.checkpoints import Checkpoints, newest_checkpoint, write_whole
 
 SECONDS_BETWEEN_EVENTS = 0.25

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.data.steps import MODULES, run_step
-from components.schema.recipe import DataConfig
+from components.schema.data import DataConfig
 
 HUB = Path(__file__).parents[2].parent / "shared/real/hub"
 

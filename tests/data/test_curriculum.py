@@ -11,9 +11,11 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from components.data import arithmetic, curriculum, exams
-from components.data.world import SCHEMA, World
-from components.schema.recipe import BadInput, CurriculumConfig
+from components.data import curriculum
+from components.data.curriculum import arithmetic, exams
+from components.data.curriculum.world import SCHEMA, World
+from components.schema.config import BadInput
+from components.schema.data import CurriculumConfig
 
 from .conftest import read
 

@@ -7,7 +7,8 @@ import pyarrow.parquet
 import pytest
 
 from components.data import hub, sources
-from components.schema.recipe import BadInput, Source
+from components.schema.config import BadInput
+from components.schema.data import Source
 
 from .conftest import HUB
 

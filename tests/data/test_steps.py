@@ -9,7 +9,8 @@ import pytest
 
 from components.data import split, tokenizer
 from components.data.steps import run_step
-from components.schema.recipe import BadInput, DataConfig
+from components.schema.config import BadInput
+from components.schema.data import DataConfig
 
 from .conftest import HUB, read
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from components.data import params, versions
-from components.schema.recipe import BadInput, DataConfig
+from components.schema.config import BadInput
+from components.schema.data import DataConfig
 
 PROJECT = Path(__file__).parents[2]
 

@@ -25,7 +25,8 @@ from components.evaluation.harness import measure, offline_and_quiet, run, threa
 from components.evaluation.local_model import load_model
 from components.evaluation.perplexity import heldout_sequences, perplexity
 from components.evaluation.suites import OFFICIAL, load_tasks
-from components.schema.recipe import BadInput, EvalConfig
+from components.schema.config import BadInput
+from components.schema.recipe import EvalConfig
 from tests.evaluation.conftest import FUNCTIONS, SUMS, World, make_tokenizer, save_model
 from tests.evaluation.test_sandbox import needs_namespaces
 

@@ -15,7 +15,7 @@ import pytest
 
 from components.evaluation import sandbox
 from components.evaluation.sandbox import JAIL, run_code, run_codes
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 
 ROOT = Path(__file__).parents[2]
 

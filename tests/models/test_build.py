@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from components.models.build import build, count_parameters, least_parameters, load, load_tokenizer, save
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 
 
 def weights(model):

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from components.registry import models
 from components.registry.store import client, experiment_id
 from components.registry.tracking import open_stage
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 
 SCORES = {"mini_gsm8k": {"metric": "exact_match,strict-match", "score": 0.5, "stderr": 0.05}}
 

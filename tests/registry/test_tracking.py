@@ -15,7 +15,7 @@ import pytest
 from components.registry import tracking
 from components.registry.store import client, experiment_id, store_uri
 from components.registry.tracking import MetricSink, close_stage, flatten, lineage, log_inputs, open_pipeline, open_stage
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 from components.schema.records import Record, Sample
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from components.schema.recipe import BadInput, Recipe
+from components.schema.config import BadInput
+from components.schema.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "recipes" / "tiny.yaml"

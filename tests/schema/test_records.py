@@ -9,8 +9,9 @@ import yaml
 
 from components.launch import verdict
 from components.schema import jobs, records
+from components.schema.config import BadInput
 from components.schema.jobs import Job, Run
-from components.schema.recipe import BadInput, Recipe, Resources
+from components.schema.recipe import Recipe, Resources
 from components.schema.records import Artifact, Dataset, File, Part, Record, file_md5
 
 TINY = Path(__file__).parents[2] / "recipes" / "tiny.yaml"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 from components.training import trainer
 from components.training.trainer import Context
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from components.models.build import load, load_tokenizer
 from components.models.heads import scalar_model_from
-from components.schema.recipe import BadInput, OptimConfig
+from components.schema.config import BadInput
+from components.schema.recipe import OptimConfig
 from components.training import pretrain, sft
 from components.training.batches import lay_out
 from components.training.optim import learning_rate_share, parameter_groups

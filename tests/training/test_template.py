@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from components.models.build import build, load_tokenizer
-from components.schema.recipe import BadInput
+from components.schema.config import BadInput
 from components.training import template
 from components.training.template import contract_of, encode, encode_prompts, preflight, require_contract, write_contract
 

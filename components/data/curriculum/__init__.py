@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
-from components.data import arithmetic, dialogues, exams, numbers, programs, prose, reading
-from components.data.world import World
-from components.schema.recipe import CurriculumConfig
+from components.data.curriculum import arithmetic, dialogues, exams, numbers, programs, prose, reading
+from components.data.curriculum.world import World
+from components.schema.data import CurriculumConfig
 
 Item = dict[str, Any]
 

@@ -21,7 +21,7 @@ import re
 from dataclasses import dataclass
 from random import Random
 
-from components.data.world import PEOPLE
+from components.data.curriculum.world import PEOPLE
 
 LARGEST_OPERAND = 40
 LARGEST_RESULT = 59

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from random import Random
 
-from components.data import arithmetic, exams, programs
-from components.data.world import Entity, World
+from components.data.curriculum import arithmetic, exams, programs
+from components.data.curriculum.world import Entity, World
 
 Message = dict[str, str]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from components.data import arithmetic, numbers, programs, reading
-from components.data.world import Entity, World
+from components.data.curriculum import arithmetic, numbers, programs, reading
+from components.data.curriculum.world import Entity, World
 
 
 def draw(rng: Random, world: World, seed: int) -> tuple[str, str]:

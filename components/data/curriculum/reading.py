@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from random import Random
 
-from components.data.world import PEOPLE
+from components.data.curriculum.world import PEOPLE
 
 ROOMS = ("kitchen", "library", "attic", "cellar", "hall", "yard", "shop", "school")
 HELDOUT_PERCENT = 12

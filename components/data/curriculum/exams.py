@@ -9,10 +9,10 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from components.data import arithmetic, numbers, programs, prose, reading
-from components.data.world import SUBJECTS as FACT_SUBJECTS
-from components.data.world import World
-from components.schema.recipe import BadInput
+from components.data.curriculum import arithmetic, numbers, programs, prose, reading
+from components.data.curriculum.world import SUBJECTS as FACT_SUBJECTS
+from components.data.curriculum.world import World
+from components.schema.config import BadInput
 
 SUBJECTS = (*FACT_SUBJECTS, "arithmetic", "comparisons", "sequences", "reading")
 FEWSHOT_ITEMS = 5
