@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test test-slow test-services lint setup constraints clean
+.PHONY: demo test test-slow test-services bench lint setup constraints clean
 
 demo: setup  ## from raw text to a released model; again, and nothing reruns
 	$(BIN)/modelyard run recipes/tiny.yaml
@@ -16,6 +16,14 @@ test-slow: setup  ## learning, kills and resumes of the whole line: many minutes
 
 test-services: setup  ## what needs servers of its own
 	$(BIN)/python -m pytest -q -m services || [ $$? -eq 5 ]
+
+bench: setup .venv-bench/ready  ## side by side with others' tools; benchmarks/RESULTS.md keeps what came out
+	$(BIN)/python -m benchmarks.data --peer-python .venv-bench/bin/python
+
+.venv-bench/ready: benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .

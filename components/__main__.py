@@ -2,7 +2,7 @@
 
 The flows come through it, and so do DVC's commands, torchrun, and a person with a debugger:
 
-    python -m components documents --config params.yaml --dataset tiny --out data/tiny/documents    (a data step, as in dvc.yaml)
+    python -m components collect --config params.yaml --dataset tiny --out data/tiny/collect        (a data step, as in dvc.yaml)
     python -m components sft --config job.yaml                                                      (a stage, as the flows start it)
     python -m components chat --model models:/modelyard@champion                                    (talk to a model)
 
@@ -20,15 +20,18 @@ from pathlib import Path
 
 import yaml
 
-DATA_STEPS = ("documents", "tokenizer", "tokens", "chats", "preferences", "benchmarks")
+DATA_STEPS = ("benchmarks", "collect", "clean", "filter", "dedup", "decontaminate", "documents", "chats", "preferences", "tokenizer", "tokens", "mix", "card")
 STAGES = ("data", "plan-data", "pretrain", "sft", "reward", "ppo", "evaluate", "release")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m components", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=(*DATA_STEPS, *STAGES, "chat"), help="what to run")
+    parser.add_argument("stage", choices=(*DATA_STEPS, *STAGES, "batch", "data-diff", "chat"), help="what to run")
+    parser.add_argument("revisions", nargs="*", help="one or two Git revisions (data-diff)")
     parser.add_argument("--config", type=Path, help="YAML: params.yaml for a data step, a job for a stage")
-    parser.add_argument("--dataset", help="which dataset of params.yaml (data steps)")
+    parser.add_argument("--dataset", help="which dataset of params.yaml (data steps, data-diff)")
+    parser.add_argument("--json", action="store_true", help="print JSON (data-diff)")
+    parser.add_argument("--step", type=int, help="optimizer step (batch)")
     parser.add_argument("--out", type=Path, help="folder to write (data steps; a stage's follows from its identity)")
     parser.add_argument("--model", help="models:/name@alias, models:/name/version or a folder (chat)")
     parser.add_argument("--max-new-tokens", type=int, default=96, help="longest answer (chat)")
@@ -43,6 +46,15 @@ def main() -> int:
             from components.data import steps
 
             steps.main(args.stage, args.config, args.dataset, args.out)
+        elif args.stage == "data-diff":
+            from components.data import differences
+
+            differences.main(args.revisions, args.dataset, args.json)
+        elif args.stage == "batch":
+            from components import stages
+            from components.schema.jobs import Job
+
+            stages.print_batch(Job.model_validate(yaml.safe_load(args.config.read_text())), args.step)
         elif args.stage == "chat":
             from components.serving import terminal
 
@@ -73,7 +85,7 @@ def _end_with_parent() -> None:
 
 def _say_error(text: str) -> None:
     if os.environ.get("MODELYARD_EVENTS"):
-        from components.stages import say
+        from components.schema.events import say
 
         say({"event": "error", "text": text})
     print(f"error: {text}", file=sys.stderr)

@@ -22,10 +22,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from components.schema.config import BadInput
+from components.schema.events import EVENT
 from components.schema.jobs import Job
 from components.schema.records import Record
-
-EVENT = "@modelyard "  # a line of a stage's output that starts so is an event for us; every other line is log
 
 # A thread that waits for its siblings sleeps instead of spinning. Beside other work on the same cores a training step was 3.4 times
 # faster for it (two threads on two busy cores: 2,890 tokens/s against 850); it changes no result. See docs/LOG.md.
@@ -90,6 +89,14 @@ def call(stage: str, job: dict[str, Any], listen: Listener = lambda event: None)
             return _follow(stage, process, listen)
         finally:
             end(process)
+
+
+def show(stage: str, job: dict[str, Any], *options: str) -> int:
+    """Run `python -m components STAGE` on a job in this terminal; gives its exit code."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=f"{stage}-") as file:
+        yaml.safe_dump(job, file)
+        file.flush()
+        return subprocess.run([sys.executable, "-m", "components", stage, "--config", file.name, *options]).returncode
 
 
 def _follow(stage: str, process: subprocess.Popen[str], listen: Listener) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,28 +18,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from components.launch import EVENT, verdict
+from components.launch import verdict
 from components.schema.config import BadInput
 from components.schema.data import DataConfig
+from components.schema.events import say
 from components.schema.jobs import Job
 from components.schema.recipe import EvalConfig, GateConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from components.schema.records import REVISIONS, File, Outcome, Record, file_md5, home
 
 Say = Callable[[dict[str, Any]], None]
 SPARE_BYTES = 300 * 2**20  # what a stage may leave besides weights: databases, logs, items
-
-
-def say(event: dict[str, Any]) -> None:
-    """Tell whoever started us what happens: an event line for a launcher, a plain line for a person."""
-    if os.environ.get("MODELYARD_EVENTS"):
-        line = EVENT + json.dumps(event)
-    elif event["event"] == "progress":
-        numbers = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in event.items() if k not in ("event", "unit", "step", "total"))
-        line = f"{event['step']}/{event['total']} {event.get('unit', '')} " + " ".join(numbers)
-    else:
-        line = str(event.get("text", event))
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 def run(stage: str, job: Job) -> None:
@@ -133,6 +120,18 @@ def _plan_data(job: Job) -> None:
     say({"event": "result", "stale": stale, "dataset": dataset and dataset.model_dump(mode="json")})
 
 
+def print_batch(job: Job, step: int) -> None:
+    """The batch that a pretraining job reads at a step, with the documents it comes from. Errors: BadInput."""
+    from components.data import trace
+    from components.training import tokens
+
+    config, model = PretrainConfig.model_validate(job.config["pretrain"]), ModelConfig.model_validate(job.config["model"])
+    places = tokens.places(
+        _path(job, "tokens"), _path(job, "mix"), length=model.context_tokens, steps=config.steps, batch_size=config.batch_size, seed=job.config["seed"], step=step
+    )
+    print("\n".join(trace.lines(trace.trace(_path(job, "tokens").parent, places))))
+
+
 def _pretrain(job: Job, out: Path, tracked: Tracked) -> Outcome:
     from components.training import pretrain
 
@@ -140,6 +139,7 @@ def _pretrain(job: Job, out: Path, tracked: Tracked) -> Outcome:
         PretrainConfig.model_validate(job.config["pretrain"]),
         ModelConfig.model_validate(job.config["model"]),
         _path(job, "tokens"),
+        _path(job, "mix"),
         _path(job, "tokenizer"),
         out,
         _context(job, tracked),
@@ -302,8 +302,9 @@ class Tracked:
     def finish(self, record: Record, folder: Path, dataset: Any = None) -> None:
         """Figures, samples and the record go to the run, which is then finished."""
         if dataset is not None:
-            parts = {name: getattr(dataset, name) for name in ("tokens", "chats", "preferences", "benchmarks")}
+            parts = {name: getattr(dataset, name) for name in ("tokens", "mix", "chats", "preferences", "benchmarks")}
             self.tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in parts.items()})
+            self.tracking.log_folder(self.run_id, Path(dataset.card.path), "data_card")
         self.tracking.close_stage(self.run_id, "FINISHED", record.figures, folder / "record.json", record)
 
 

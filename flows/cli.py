@@ -136,6 +136,42 @@ def data_status(recipe: RecipePath, sets: Sets = None) -> None:
             print(f"data {dataset.name}: current. tokens {dataset.tokens.identity}\nNext: modelyard data push")
 
 
+@data_app.command("diff")
+def data_diff(
+    before: Annotated[str, typer.Argument(help="A Git revision.")] = "HEAD",
+    after: Annotated[str | None, typer.Argument(help="Another one; the files as they stand now where it is left out.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only this dataset of params.yaml.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the difference as JSON.")] = False,
+) -> None:
+    """Say what changed between two versions of the data: parameters, stages, counts, documents."""
+    with errors_told():
+        root()
+    revisions = [before, after] if after else [before]
+    options = [*(["--dataset", dataset] if dataset else []), *(["--json"] if as_json else [])]
+    os.execv(sys.executable, [sys.executable, "-m", "components", "data-diff", *revisions, *options])
+
+
+@data_app.command("batch")
+def data_batch(
+    recipe: RecipePath,
+    step: Annotated[int, typer.Option(help="Optimizer step of the pretraining, from 0.")],
+    sets: Sets = None,
+) -> None:
+    """Rebuild the batch that pretraining reads at a step, and print the documents it comes from."""
+    with errors_told():
+        resolved = Recipe.load(recipe, sets or [])
+        root()
+        stale, dataset = _data_plan(resolved, Resources())
+        if dataset is None:
+            raise BadInput(f"batch: the data is not current ({', '.join(stale)}), so no batch can be rebuilt. Run first: modelyard data repro {recipe}")
+        if not 0 <= step < resolved.pretrain.steps:
+            raise BadInput(f"batch: step {step} is not one of this recipe's pretraining steps, which go from 0 to {resolved.pretrain.steps - 1}. Choose one of them")
+        from components.launch import show
+
+        job = line(resolved, dataset, Run(seed=resolved.seed))["pretrain"]
+        raise typer.Exit(show("batch", job.model_dump(mode="json"), "--step", str(step)))
+
+
 @data_app.command("push")
 def data_push() -> None:
     """Copy every current data version to the DVC remote (a folder unless .dvc/config says otherwise)."""
@@ -191,6 +227,8 @@ def _run_stage(name: str, recipe: Recipe, resources: Resources) -> None:
             _one_flow(name, recipe, given)
     event = screen.results[name]
     console.print(f"{name}: {event['verdict'].action}: {event['verdict'].reason}", highlight=False)
+    if name == "data":
+        console.print(f"Data card: {event['record'].config['card']['path']}/index.html", highlight=False)
     console.print(f"Next: modelyard show {event['record'].folder.name}", highlight=False)
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from components.registry.tracking import artifact_link
 from components.schema.records import Record
 
 
@@ -19,6 +20,11 @@ def data_card(record: Record) -> Record:
         for part, counts in record.figures.items()
     ]
     create_table_artifact(table=rows, key="data", description=f"Dataset {record.config['name']}: bring it back with `dvc pull`")
+    page = f"{record.config['card']['path']}/index.html"
+    if link := artifact_link(record.execution["mlflow_run_id"], "data_card/index.html"):
+        create_link_artifact(link=link, link_text="data card", key="data-card", description=f"Also in {page}")
+    else:
+        create_markdown_artifact(markdown=f"`{page}` in the project, and `data_card/` of MLflow run `{record.execution['mlflow_run_id']}`", key="data-card", description="The data card")
     return record
 
 

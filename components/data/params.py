@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from components.data import sources
+from components.data import permissions, sources
 from components.data.benchmarks import OFFICIAL
 from components.schema.config import BadInput
 from components.schema.data import CurriculumConfig, DataConfig, Source
@@ -34,8 +34,12 @@ def entry(config: DataConfig, update: bool = False) -> dict[str, Any]:
     dump = config.model_dump(mode="json", exclude={"name"})
     for group in ("sources", "chats", "preferences"):  # without defaults: a new kind of option must not rerun old data
         dump[group] = [source.model_dump(mode="json", exclude_defaults=True) for source in getattr(config, group)]
+    for section in ("collect", "clean", "filter", "dedup", "decontaminate", "mix", "tokenizer"):
+        dump[section] = getattr(config, section).model_dump(mode="json", exclude_defaults=True)
     dump["curriculum"] = dump["curriculum"] or dict.fromkeys(CurriculumConfig.model_fields)
     dump["pins"] = {group: {s.label: _pin(s, (pinned.get(group) or {}).get(s.label), update) for s in members} for group, members in groups.items()}
+    if robots := permissions.fingerprint(config.collect):
+        dump["pins"]["documents"]["robots"] = robots
     return dump
 
 

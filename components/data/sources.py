@@ -1,59 +1,74 @@
-"""Sources: local text, JSON lines and Parquet, hub datasets, and what is installed beside us, all read as streams.
+"""Sources: files, hub datasets, repositories and installed packages, all read as streams in constant memory.
 
-    for text, label in documents(Source(kind="text", path="notes")): ...
-    for row in rows(Source(kind="jsonl", path="chats.jsonl")): row.values, row.where
+    for found in documents(source, config.collect): ...       # Collected, or Refused with its reason
+    for row in rows(source): row.values, row.where            # chats and preferences; row.problem where there are no values
 
-A folder is read file by file in sorted order. Texts over LONGEST_DOCUMENT characters are cut at blank lines, so that a
-book in one file can still be split into training and held-out documents.
+A mistake in the configuration (a path, an id, a column that is not there) is BadInput; `check` finds all of them before
+anything is read. What a source holds is never an error: what cannot be read comes as Refused, or as a Row with a problem.
+A folder is read file by file in sorted order; hidden files, and files of no ending that we know, are no part of it.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
-import json
-import sys
-import sysconfig
-import textwrap
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from components.data import hub
+from components.data import formats, hub, installed, repositories, webpages
+from components.data.dates import iso_date
+from components.data.formats import Collected, Refused, Row
 from components.schema.config import BadInput
-from components.schema.data import Source
+from components.schema.data import CollectConfig, Source
 from components.schema.records import digest, file_md5
 
-LONGEST_DOCUMENT = 4_000  # characters
-LONGEST_FUNCTION = 30  # lines
-SHORTEST_DOCSTRING = 60  # characters
-_ENDINGS = {"text": (".txt", ".md"), "jsonl": (".jsonl",), "parquet": (".parquet",)}
+_ARCHIVES, _PAGES = ("warc", "wet"), ("html", "htm")
+_ENDINGS = (*formats.TEXTS, *_PAGES, *formats.TABLES, *_ARCHIVES)
+_HEAD = 20  # rows that tell whether a table has its column
+_DESCRIBING = ("url", "license", "licence", "date", "timestamp", "created", "meta", "metadata")
+_LONGEST_URL = 2000  # characters
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a table and where it stands, for messages."""
+def documents(source: Source, config: CollectConfig, files: Iterable[Path] | None = None) -> Iterator[Collected | Refused]:
+    """Everything a source holds, its own limits aside; of a folder only `files`, where they are given.
 
-    values: dict[str, Any]
-    where: str
+    A text is whole, but for text files where `max_characters` says how to cut them: these may be longer than memory.
+    Errors: BadInput.
+    """
+    if source.kind == "hub":
+        rows_of_hub = (Row(values, f"{source.id}, row {i}") for i, values in enumerate(hub.stream(source.id, source.config, source.split), start=1))
+        yield from (_from_row(row, source.text_field, None) for row in rows_of_hub)
+    elif source.kind == "installed":
+        yield from (_in_domain(found, source) for found in installed.texts(source.packages))
+    elif source.kind == "git":
+        yield from (_in_domain(found, source) for found in repositories.files(Path(source.path), source.languages, config))
+    else:
+        for file in files if files is not None else files_of(source):
+            yield from _from_file(file, source, config)
 
 
-def documents(source: Source) -> Iterator[tuple[str, str]]:
-    """Texts with their source's label, up to the source's limits. Errors: BadInput."""
-    taken_bytes = 0
-    for text in islice(_texts(source), source.max_documents):
-        taken_bytes += len(text.encode())
-        yield text, source.label
-        if source.max_bytes and taken_bytes >= source.max_bytes:
+def rows(source: Source, longest: int = CollectConfig().max_document_bytes) -> Iterator[Row]:
+    """Rows of a table source up to max_documents, those with a problem in between and not counted. Errors: BadInput."""
+    taken = 0
+    for row in _rows(source, longest):
+        if source.max_documents and taken >= source.max_documents:
             return
+        taken += row.problem is None
+        yield row
 
 
-def rows(source: Source) -> Iterator[Row]:
-    """Rows of a table source, up to max_documents. Errors: BadInput."""
-    return islice(_rows(source), source.max_documents)
+def check(source: Source) -> None:
+    """Look whether a source is there and has its text column, reading no more than the head of each table. Errors: BadInput."""
+    if source.kind == "hub":
+        _check_column(source, (Row(values, f"{source.id}, row 1") for values in hub.stream(source.id, source.config, source.split)))
+    elif source.kind == "installed":
+        installed.fingerprint(source.packages)
+    elif source.kind == "git":
+        repositories.check(Path(source.path), source.languages)
+    else:
+        for file in files_of(source):
+            if formats.ending(file) in formats.TABLES:
+                _check_column(source, formats.rows(file, CollectConfig().max_document_bytes))
 
 
 def fingerprint(source: Source) -> str | None:
@@ -61,159 +76,113 @@ def fingerprint(source: Source) -> str | None:
     if source.kind == "hub":
         return hub.fingerprint(source.id, source.config)
     if source.kind == "installed":
-        return f"python {sys.version.split()[0]}" + "".join(f", {p} {_version(p)}" for p in source.packages if p != "stdlib")
+        return installed.fingerprint(source.packages)
     if not Path(source.path).exists():
         return None
-    return digest({str(file): file_md5(file) for file in _files(source)})
+    if source.kind == "git":
+        return f"commit {repositories.head(Path(source.path))}"
+    return digest({str(file): file_md5(file) for file in files_of(source)})
 
 
-def _texts(source: Source) -> Iterator[str]:
-    if source.kind == "installed":
-        for package in source.packages:
-            yield from _installed(package)
-    elif source.kind == "text":
-        for file in _files(source):
-            yield from _cut(_read(file))
-    else:
-        for row in _rows(source):
-            yield from _cut(_text_of(row, source))
-
-
-def _text_of(row: Row, source: Source) -> str:
-    if source.text_field not in row.values:
-        raise BadInput(f"source: {row.where} has no column {source.text_field!r}, so there is no text to read. Its columns: {', '.join(row.values)}. Set `text_field`")
-    text = row.values[source.text_field]
-    if text is not None and not isinstance(text, str):
-        raise BadInput(f"source: {row.where}: column {source.text_field!r} holds {type(text).__name__}, not text. Its columns: {', '.join(row.values)}. Set `text_field`")
-    return text or ""
-
-
-def _cut(text: str) -> Iterator[str]:
-    """A text whole, or in pieces of at most LONGEST_DOCUMENT, cut at blank lines, else at line ends, else anywhere."""
-    while len(text) > LONGEST_DOCUMENT:
-        at = max(text.rfind("\n\n", 0, LONGEST_DOCUMENT), 0) or max(text.rfind("\n", 0, LONGEST_DOCUMENT), 0) or LONGEST_DOCUMENT
-        yield text[:at]
-        text = text[at:].lstrip("\n")
-    yield text
-
-
-# ---------------------------------------------------------------- local files
-
-
-def _files(source: Source) -> list[Path]:
-    path = Path(source.path)
+def files_of(source: Source) -> list[Path]:
+    """The files of a source of kind files, in order. Errors: BadInput."""
+    path, known = Path(source.path), " ".join(_ENDINGS)
     if not path.exists():
         raise BadInput(f"source: {path} does not exist, so there is nothing to read. The path is relative to {Path.cwd()}; correct it in the recipe")
     if path.is_file():
+        if formats.ending(path) not in _ENDINGS:
+            raise BadInput(f"source: {path} has an ending that says nothing of what is in it, so it cannot be read. Give it one of: {known} (each also .gz or .zst)")
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix in _ENDINGS[source.kind] and file.is_file())
+    found = sorted(file for file in path.rglob("*") if formats.ending(file) in _ENDINGS and not _hidden(file, path) and file.is_file())
     if not found:
-        raise BadInput(f"source: folder {path} holds no {' or '.join(_ENDINGS[source.kind])} file, so kind {source.kind!r} reads nothing. Correct `path` or `kind`")
+        raise BadInput(f"source: folder {path} holds no file that can be read, so it adds nothing. Known endings: {known} (each also .gz or .zst). Correct `path`")
     return found
 
 
-def _read(file: Path) -> str:
-    data = file.read_bytes()
-    if not data.strip():
-        raise BadInput(f"source: {file} is empty, so it adds nothing. Fill it or drop the source")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"source: {file} is not UTF-8: byte {error.object[error.start]:#04x} at position {error.start} starts no character, so its text would be garbled. "
-            f"Convert it, for example: iconv -f latin1 -t utf-8 {file.name}"
-        ) from None
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def _rows(source: Source) -> Iterator[Row]:
+def _from_file(file: Path, source: Source, config: CollectConfig) -> Iterator[Collected | Refused]:
+    kind = formats.ending(file)
+    if kind in _ARCHIVES:
+        yield from webpages.archive(file, config)
+    elif kind in _PAGES:
+        found = webpages.file(file, config)
+        yield found if isinstance(found, Refused) or found.url else Collected(found.text, str(file), found.licence, found.date, None, found.where)
+    elif kind in formats.TEXTS:
+        for text in formats.text_pieces(file, config.max_document_bytes, source.max_characters):
+            yield Collected(text, str(file), where=str(file)) if isinstance(text, str) else text
+    else:
+        columns = (source.text_field, *_DESCRIBING)
+        yield from (_from_row(row, source.text_field, str(file)) for row in formats.rows(file, config.max_document_bytes, columns))
+
+
+def _rows(source: Source, longest: int) -> Iterator[Row]:
     if source.kind == "hub":
         for i, values in enumerate(hub.stream(source.id, source.config, source.split), start=1):
             yield Row(values, f"{source.id}, row {i}")
-    elif source.kind == "jsonl":
-        for file in _files(source):
-            yield from _json_rows(file)
-    elif source.kind == "parquet":
-        for file in _files(source):
-            yield from _parquet_rows(file)
-    else:
-        raise BadInput(f"source: kind {source.kind!r} ({source.label}) gives plain text, and here rows with columns are needed. Use jsonl, parquet or hub")
-
-
-def _json_rows(file: Path) -> Iterator[Row]:
-    for i, line in enumerate(_read(file).split("\n"), start=1):  # not splitlines(): U+2028 and others may stand inside a text
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise BadInput(f"source: {file}, line {i} is not JSON ({error}), so the row cannot be read. Correct the line or remove it") from None
-        if not isinstance(values, dict):
-            raise BadInput(f"source: {file}, line {i} holds {type(values).__name__}, not an object with columns. Write each line as {{\"text\": ...}}")
-        yield Row(values, f"{file}, line {i}")
-
-
-def _parquet_rows(file: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadInput(f"source: {file} is not a readable Parquet file ({str(error).splitlines()[0]}), so it adds nothing. Write it again or correct `kind`") from None
-    if not table.metadata.num_rows:
-        raise BadInput(f"source: {file} is empty (0 rows), so it adds nothing. Fill it or drop the source")
-    i = 0
-    for batch in table.iter_batches(batch_size=1024):
-        for values in batch.to_pylist():
-            i += 1
-            yield Row(values, f"{file}, row {i}")
-
-
-# ---------------------------------------------------------------- what is installed
-
-
-def _installed(package: str) -> Iterator[str]:
-    """Docstrings as English, short functions as code, module by module in sorted order."""
-    folder = Path(sysconfig.get_paths()["stdlib"]) if package == "stdlib" else _package_folder(package)
-    skipped = {"site-packages", "test", "tests", "idlelib", "__pycache__", "lib2to3"}
-    for file in sorted(folder.rglob("*.py")):
-        if not skipped & set(file.relative_to(folder).parts):
-            yield from _from_module(file)
-
-
-def _from_module(file: Path) -> Iterator[str]:
-    try:
-        source = file.read_text(encoding="utf-8")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)
-            tree = ast.parse(source)
-    except (UnicodeDecodeError, SyntaxError):  # test data that is broken on purpose
         return
-    lines = source.splitlines()
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            continue
-        docstring = ast.get_docstring(node, clean=False) or ""
-        if len(docstring) >= SHORTEST_DOCSTRING:
-            yield from _cut(inspect.cleandoc(docstring))
-        if isinstance(node, ast.FunctionDef) and 2 <= node.end_lineno - node.lineno < LONGEST_FUNCTION:
-            yield textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+    tables = [file for file in files_of(source) if formats.ending(file) in formats.TABLES] if source.kind == "files" else []
+    if not tables:
+        raise BadInput(f"source: {source.label} (kind {source.kind!r}) gives plain text, and here rows with columns are needed. Use {', '.join(formats.TABLES)} files, or hub")
+    for file in tables:
+        yield from formats.rows(file, longest)
 
 
-def _package_folder(package: str) -> Path:
-    import importlib.util
+def _check_column(source: Source, table: Iterator[Row]) -> None:
+    """Errors: BadInput where none of the first rows has text in the column."""
+    head = [row for row in islice(table, _HEAD) if not row.problem]
+    values = [row.values.get(source.text_field) for row in head if source.text_field in row.values]
+    if not head or any(value is None or isinstance(value, str) for value in values):
+        return
+    if values:
+        what = f"column {source.text_field!r} holds {type(values[0]).__name__}, not text"
+    else:
+        what = f"there is no column {source.text_field!r}, so there is no text to read"
+    raise BadInput(f"source: {head[0].where}: {what}. Its columns: {', '.join(map(str, head[0].values))}. Set `text_field`")
 
-    spec = importlib.util.find_spec(package)
-    if not spec or not spec.submodule_search_locations:
-        raise BadInput(f"source: package {package!r} is not installed here, so its docstrings cannot be read. Install it, or correct `packages` (`stdlib` is Python's own library)")
-    return Path(next(iter(spec.submodule_search_locations)))
+
+def _from_row(row: Row, column: str, file: str | None) -> Collected | Refused:
+    if row.problem:
+        return Refused(row.problem, row.example, row.where)
+    text = row.values.get(column)
+    if column not in row.values:
+        return Refused(f"without_column_{column}", f"{row.where}: columns {', '.join(map(str, row.values))}", row.where)
+    if text is not None and not isinstance(text, str):
+        return Refused(f"column_{column}_holds_{type(text).__name__}", f"{row.where}: {str(text)[:200]}", row.where)
+    described = _described(row.values)
+    return Collected(text or "", _url(described) or file, _licence(described), _date(described), None, row.where)
 
 
-def _version(package: str) -> str:
-    from importlib import metadata
+def _in_domain(found: Collected | Refused, source: Source) -> Collected | Refused:
+    """A programming language is a language in domain code only: elsewhere a README is English."""
+    if isinstance(found, Refused) or source.domain == "code":
+        return found
+    return Collected(found.text, found.url, found.licence, found.date, None, found.where)
 
-    _package_folder(package)
-    try:
-        return metadata.version(metadata.packages_distributions().get(package, [package])[0])
-    except metadata.PackageNotFoundError:
-        return "unversioned"
+
+# ---------------------------------------------------------------- what rows say of themselves
+
+
+def _described(values: dict[str, Any]) -> dict[str, Any]:
+    """The row's own columns over those in its `meta` or `metadata`."""
+    inner = [part for name in ("metadata", "meta") if isinstance(part := values.get(name), dict)]
+    return {name: value for part in (*inner, values) for name, value in part.items() if value is not None}
+
+
+def _url(described: dict[str, Any]) -> str | None:
+    url = described.get("url")
+    return url if isinstance(url, str) and 0 < len(url) <= _LONGEST_URL else None
+
+
+def _licence(described: dict[str, Any]) -> str | None:
+    """Of several, all are taken to hold."""
+    licence = described.get("license", described.get("licence"))
+    if isinstance(licence, list):
+        licence = " AND ".join(sorted({one for one in licence if isinstance(one, str)}))
+    return licence if isinstance(licence, str) else None
+
+
+def _date(described: dict[str, Any]) -> str | None:
+    return next((iso for name in ("date", "timestamp", "created") if (iso := iso_date(described.get(name)))), None)

@@ -1,4 +1,4 @@
-"""The door of the data steps: what `python -m components documents --config params.yaml --dataset tiny --out DIR` does.
+"""The door of the data steps: what `python -m components collect --config params.yaml --dataset tiny --out DIR` does.
 
 Each step reads its inputs from the folders beside its own: data/tiny/tokens reads data/tiny/documents and data/tiny/tokenizer.
 """
@@ -13,7 +13,22 @@ from components.data import params
 from components.schema.config import BadInput
 from components.schema.data import DataConfig
 
-MODULES = {"documents": "documents", "chats": "chats", "tokenizer": "tokenizer", "tokens": "pack", "preferences": "preferences", "benchmarks": "benchmarks"}
+# In the order in which they run; each stands in dvc.yaml under the same name.
+MODULES = {
+    "benchmarks": "benchmarks",
+    "collect": "collect",
+    "clean": "clean",
+    "filter": "filter",
+    "dedup": "dedup",
+    "decontaminate": "decontaminate",
+    "documents": "documents",
+    "chats": "chats",
+    "preferences": "preferences",
+    "tokenizer": "tokenizer",
+    "tokens": "pack",
+    "mix": "mix",
+    "card": "card",
+}
 
 
 def run_step(step: str, config: DataConfig, folder: Path) -> None:

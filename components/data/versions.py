@@ -25,12 +25,13 @@ from typing import Any
 import yaml
 
 from components.data import params
+from components.data.steps import MODULES
 from components.schema.config import BadInput
 from components.schema.data import DataConfig
 from components.schema.records import Dataset, Part
 
-STEPS = ("documents", "chats", "tokenizer", "tokens", "preferences", "benchmarks")
-PARTS = tuple(step for step in STEPS if step in Dataset.model_fields)  # documents are only on the way to tokens
+STEPS = tuple(MODULES)
+PARTS = tuple(step for step in STEPS if step in Dataset.model_fields)  # the others are only on the way to these
 
 Emit = Callable[[dict[str, Any]], None]
 write_params = params.write
@@ -115,8 +116,8 @@ def _why_remade(stage: Any, wanted: dict[str, Any], remade: dict[str, str]) -> s
                 return f"{', '.join(name.split('.', 2)[2] for name in changed)} changed"
             continue
         path = Path(dependency.def_path)
-        if path.name in remade:
-            return f"{path.name} will be made anew"
+        if earlier := next((part for part in path.parts if part in remade and path.parts[0] == "data"), None):
+            return f"{earlier} will be made anew"
         if dependency.exists and dependency.status():
             return f"{path} changed"
     return next((f"{out.def_path} was changed by hand" for out in stage.outs if out.exists and out.status()), None)
@@ -207,16 +208,20 @@ def _one_line(error: Exception) -> str:
 
 
 def _counts(folder: Path) -> dict[str, int]:
-    """Numbers from a step's report, drops by reason among them; for tokens also those of the documents they come from."""
-    if folder.name == "tokens":
-        whole = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
-        documents = folder.parent / "documents" / "counts.json"
-        whole["dropped"] = json.loads(documents.read_text(encoding="utf-8"))["dropped"] if documents.is_file() else {}
-    else:
-        whole = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+    """Numbers from a step's report, drops by reason among them; for tokens also the drops of the documents they come from."""
+    steps = ("collect", "clean", "filter", "dedup", "decontaminate") if folder.name == "tokens" else (folder.name,)
+    whole = _report(folder)
     counts = {name: value for name, value in whole.items() if isinstance(value, int)}
     counts |= {f"kind_{name}": count for name, count in whole.get("by_kind", {}).items()}
-    return counts | {f"dropped_{reason}": entry["count"] for reason, entry in whole.get("dropped", {}).items()}
+    for step in steps:
+        counts |= {f"dropped_{reason}": entry["count"] for reason, entry in _report(folder.parent / step).get("dropped", {}).items()}
+    return counts
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """A step's own account; empty where its folder was not fetched."""
+    path = next((path for name in ("tokens.json", "mix.json", "counts.json") if (path := folder / name).is_file()), None)
+    return json.loads(path.read_text(encoding="utf-8")) if path else {}
 
 
 def _at(tree: Any, path: str) -> Any:

@@ -23,7 +23,7 @@ from components.registry.metrics import MetricSink
 from components.registry.store import answering, client, experiment_id, locked, prepare, store_uri
 from components.schema.records import Record
 
-__all__ = ["MetricSink", "close_stage", "lineage", "log_inputs", "open_pipeline", "open_stage", "prepare", "store_uri"]
+__all__ = ["MetricSink", "artifact_link", "close_stage", "lineage", "log_folder", "log_inputs", "open_pipeline", "open_stage", "prepare", "store_uri"]
 
 LONGEST_PARAM, LONGEST_TAG = 6000, 5000  # MLflow refuses longer ones
 TAGGED_LINEAGE = ("python", "cpu", "cores", "threads", "platform", "recipe", "recipe_hash", "seed", "git_commit")
@@ -83,6 +83,18 @@ def log_inputs(run_id: str, inputs: Mapping[str, tuple[str | Path, str]]) -> Non
         for name, (path, digest) in inputs.items()
     ]
     client().log_inputs(run_id, datasets=entries)
+
+
+def log_folder(run_id: str, folder: Path, name: str) -> None:
+    """The files of a folder as the run's artifacts under `name`."""
+    client().log_artifacts(run_id, str(folder), name)
+
+
+def artifact_link(run_id: str, name: str) -> str | None:
+    """Where a browser finds a run's artifact; None where MLflow is a file that no server shows."""
+    if not store_uri().startswith(("http://", "https://")):
+        return None
+    return f"{store_uri().rstrip('/')}/#/experiments/{experiment_id()}/runs/{run_id}/artifacts/{name}"
 
 
 def flatten(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -17,6 +17,7 @@ OfficialSuite = Literal["gsm8k", "mmlu", "humaneval"]
 Suite = Literal[MiniSuite, OfficialSuite]
 Domain = Name
 CURRICULUM = "curriculum"  # the domain of generated text: made clean, so only its copies and its contamination are looked at
+CODE = "code"  # the domain of source code: nothing in it is prose, so prose rules do not ask it
 
 
 class Source(Config):
@@ -87,8 +88,8 @@ class CollectConfig(Config):
     """Take only documents under these licences (SPDX ids, * matches any text: CC-BY-*); empty = all that are not denied."""
     deny_licences: tuple[str, ...] = ()
     """Never take documents under these licences."""
-    unknown_licence: Literal["take", "drop"] = "take"
-    """What to do with a document that names no licence, where its source names none either."""
+    unknown_licence: Literal["take", "drop"] | None = None
+    """What to do with a document that names no licence, where its source names none either; empty = drop beside `allow_licences`, else take."""
     opt_out_domains: tuple[str, ...] = ()
     """Web sites (example.org, with all below it) whose owners asked not to be used."""
     robots: str | None = None
@@ -167,11 +168,13 @@ class DedupConfig(Config):
     documents: bool = True
     """Drop exact copies of a document (white space and case aside)."""
     paragraphs: bool = False
-    """Drop paragraphs that were already in an earlier document. Good for web text with shared furniture; harmful for code and templates."""
+    """Drop paragraphs that stood before, in an earlier document or the same. Good for web text with shared furniture, harmful for verse and templates; domain
+    code is spared."""
     min_paragraph_characters: PositiveInt = 80
     """Shorter paragraphs are never dropped as duplicates."""
     near: bool = True
-    """Drop near copies: MinHash (Broder 1997) over word n-grams with locality-sensitive hashing (Lee et al. 2022, arXiv:2107.06499)."""
+    """Drop near copies: MinHash (Broder 1997) over word n-grams with locality-sensitive hashing (Lee et al. 2022, arXiv:2107.06499). The copy of the
+    highest quality stays, of equals the first."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Jaccard similarity of shingle sets from which two documents count as the same; bands and rows are derived from it."""
     permutations: Annotated[int, Field(ge=16, le=512)] = 112

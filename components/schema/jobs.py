@@ -74,7 +74,7 @@ def pretrain(model: ModelConfig, config: PretrainConfig, dataset: Dataset, run: 
     return Job(
         stage="pretrain",
         config=_plain(model=model, pretrain=config, seed=run.seed),
-        inputs={"tokens": dataset.tokens, "tokenizer": dataset.tokenizer},
+        inputs={"tokens": dataset.tokens, "mix": dataset.mix, "tokenizer": dataset.tokenizer},
         run=run,
     )
 

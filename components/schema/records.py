@@ -154,6 +154,8 @@ class Dataset(Config):
     name: str
     tokenizer: Part
     tokens: Part
+    mix: Part
     chats: Part
     preferences: Part
     benchmarks: Part
+    card: Part

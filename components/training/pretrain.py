@@ -1,8 +1,8 @@
 """Pretraining: a model from scratch learns to predict the next token of raw text.
 
-A batch is `batch_size` sequences of `context_tokens`, cut from the flat token file. Each pass over the file visits every
-sequence once, in an order of its own (seed, pass). Documents are joined by <|endoftext|> and the model reads across
-it (as GPT-2 did; masking between documents costs speed and gains little at this length).
+A batch is `batch_size` sequences of `context_tokens`, drawn from the domains' token shards as the mixture says (tokens.py).
+Documents are joined by <|endoftext|> and the model reads across it (as GPT-2 did; masking between documents costs speed
+and gains little at this length).
 
 Bits per byte is the measure that does not depend on the tokenizer: mean nats per held-out token, times tokens per byte
 of the held-out file, over ln 2. The mean is over sequences spread evenly over the file, the same before and after; the
@@ -13,12 +13,10 @@ tokens per byte are the whole file's (tokens.json), so only the mean carries noi
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -29,32 +27,12 @@ from components.models.generate import generate
 from components.schema.config import BadInput
 from components.schema.recipe import ModelConfig, PretrainConfig
 from components.schema.records import Outcome, Sample
-from components.training.batches import visits
+from components.training import tokens as token_files
 from components.training.optim import OptimizedModule
+from components.training.tokens import Schedule, TokenFile, TokenShards
 from components.training.trainer import Context, device_of, fit, remembered
 
 SAMPLES, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 16, 48
-
-
-class TokenFile:
-    """Sequences of `length` + 1 tokens (input and shifted target overlap) cut from a flat uint16 file."""
-
-    def __init__(self, path: Path, length: int, vocab_size: int) -> None:
-        if not path.is_file() or path.stat().st_size < 2 * (length + 1):
-            raise BadInput(f"pretrain: {path} does not hold one sequence of {length + 1} tokens, so there is nothing to learn from. Give more text, or lower model.context_tokens")
-        self.tokens, self.length = np.memmap(path, dtype=np.uint16, mode="r"), length
-        self.n = (len(self.tokens) - 1) // length
-        if (largest := int(self.tokens.max())) >= vocab_size:
-            raise BadInput(f"pretrain: {path} holds token {largest}, and the tokenizer has {vocab_size}: they do not belong together. Make the tokens again with this tokenizer")
-
-    def rows(self, indices: list[int]) -> Tensor:
-        """The sequences with these numbers: (B, T + 1)."""
-        starts = [i * self.length for i in indices]
-        return torch.from_numpy(np.stack([self.tokens[s : s + self.length + 1] for s in starts]).astype(np.int64))
-
-    def spread(self, count: int) -> list[int]:
-        """At most `count` sequences, evenly over the file."""
-        return np.unique(np.linspace(0, self.n - 1, min(count, self.n)).astype(int)).tolist()
 
 
 class Pretraining(OptimizedModule):
@@ -76,17 +54,19 @@ def next_token_losses(model: PreTrainedModel, rows: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view(rows.shape[0], -1)
 
 
-def run(config: PretrainConfig, model: ModelConfig, tokens: Path, tokenizer: Path, out: Path, context: Context) -> Outcome:
-    """Train a model from scratch on `tokens` and leave it in `out`. Errors: BadInput."""
+def run(config: PretrainConfig, model: ModelConfig, tokens: Path, mix: Path, tokenizer: Path, out: Path, context: Context) -> Outcome:
+    """Train a model from scratch on `tokens`, mixed as `mix` says, and leave it in `out`. Errors: BadInput."""
     words = load_tokenizer(tokenizer)
-    train, heldout = (TokenFile(tokens / f"{split}.bin", model.context_tokens, len(words)) for split in ("train", "heldout"))
+    mixture = token_files.read_mix(mix)
+    train, heldout = TokenShards(tokens, mixture, model.context_tokens, len(words)), token_files.heldout(tokens, model.context_tokens, len(words))
+    schedule = Schedule(mixture, train.sizes, config.steps, config.batch_size, context.seed)
     tokens_per_byte = read_tokens_per_byte(tokens)
     network = build(model, words, context.seed).to(device_of(context.accelerator))
     before = remembered(out, "before", lambda: measure(network, heldout, config, tokens_per_byte))
 
     course = fit(
         Pretraining(network, config),
-        lambda step: train.rows(visits(train.n, step * config.batch_size, config.batch_size, context.seed)),
+        lambda step: train.rows(*schedule.batch(step)),
         config.steps,
         every=config.checkpoint_every_steps,
         out=out,
@@ -98,6 +78,7 @@ def run(config: PretrainConfig, model: ModelConfig, tokens: Path, tokenizer: Pat
     figures = {
         "parameters": count_parameters(network),
         "tokens_seen": config.steps * config.batch_size * model.context_tokens,
+        **by_domain(train, schedule),
         "loss_last": course.losses[-1],
         **{f"{name}_before": value for name, value in before.items()},
         **{f"{name}_after": value for name, value in after.items()},
@@ -105,12 +86,21 @@ def run(config: PretrainConfig, model: ModelConfig, tokens: Path, tokenizer: Pat
     return Outcome(figures=figures, samples=continuations(network, heldout, words), execution=course.execution())
 
 
+def by_domain(train: TokenShards, schedule: Schedule) -> dict[str, dict[str, float]]:
+    """Tokens that training sees of each domain, and how many times that is all of them."""
+    drawn = list(zip(train.domains, schedule.drawn().tolist(), train.sizes.tolist(), strict=True))
+    return {
+        "tokens_by_domain": {name: sequences * train.length for name, sequences, _ in drawn},
+        "epochs_by_domain": {name: round(sequences / size, 4) if size else 0.0 for name, sequences, size in drawn},
+    }
+
+
 def read_tokens_per_byte(tokens: Path) -> float:
     """Tokens per UTF-8 byte of the held-out file. Errors: BadInput."""
+    counts = token_files.read_report(tokens)
     try:
-        counts = json.loads((tokens / "tokens.json").read_text(encoding="utf-8"))
         return counts["heldout_tokens"] / counts["heldout_bytes"]
-    except (OSError, ValueError, KeyError, ZeroDivisionError) as error:
+    except (KeyError, ZeroDivisionError) as error:
         raise BadInput(f"pretrain: {tokens / 'tokens.json'} does not say how many held-out tokens and bytes there are ({error!r}), so bits per byte are unknown. Make the tokens again") from None
 
 

@@ -1,74 +1,124 @@
+"""Sources: what a kind gives, what a row says of itself, and mistakes that are told before anything is read."""
+
+import gzip
 import json
 import sys
+from datetime import UTC, date, datetime
 from pathlib import Path
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from components.data import hub, sources
+from components.data import formats, hub, sources
+from components.data.dates import iso_date
+from components.data.formats import Collected, Refused
 from components.schema.config import BadInput
-from components.schema.data import Source
+from components.schema.data import CollectConfig, Source
 
 from .conftest import HUB
 
 needs_hub = pytest.mark.skipif(not HUB.is_dir(), reason="the folder of real hub data is not beside this checkout")
 
 
+def found(**source) -> list[Collected | Refused]:
+    return list(sources.documents(Source(**source), CollectConfig()))
+
+
 def texts(**source) -> list[str]:
-    return [text for text, _ in sources.documents(Source(**source))]
+    return [one.reason if isinstance(one, Refused) else one.text for one in found(**source)]
 
 
 def refusal(**source) -> str:
     with pytest.raises(BadInput) as caught:
-        list(sources.documents(Source(**source)))
+        sources.check(Source(**source))
     return str(caught.value)
 
 
-def test_a_folder_of_texts_is_read_in_sorted_order_with_its_label(tmp_path):
-    (tmp_path / "b.txt").write_text("second")
-    (tmp_path / "a.md").write_text("first")
-    (tmp_path / "c.csv").write_text("not text")
-    assert list(sources.documents(Source(kind="text", path=str(tmp_path)))) == [("first", str(tmp_path)), ("second", str(tmp_path))]
+def json_lines(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
-def test_a_long_text_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path):
-    paragraphs = [f"paragraph {i} " + "word " * 100 for i in range(60)]
-    (tmp_path / "book.txt").write_text("\n\n".join(paragraphs))
-    pieces = texts(kind="text", path=str(tmp_path / "book.txt"))
-    assert len(pieces) > 5 and max(map(len, pieces)) <= sources.LONGEST_DOCUMENT
-    assert "\n\n".join(pieces) == "\n\n".join(paragraphs)
+def test_a_folder_is_read_in_sorted_order_each_file_as_what_it_is(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b/c.html").write_text("<p>page")
+    (tmp_path / "b/d.csv.gz").write_bytes(gzip.compress(b"text\nrow\n"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["column"]}), tmp_path / "b/e.parquet")
+    json_lines(tmp_path / "c.jsonl", {"text": "line"})
+    (tmp_path / "d.md").write_text("mark")
+    (tmp_path / "picture.png").write_bytes(b"not text")
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    assert texts(kind="files", path=str(tmp_path)) == ["text", "page", "row", "column", "line", "mark"]
+    assert [one.url for one in found(kind="files", path=str(tmp_path))] == [str(tmp_path / name) for name in ("a.txt", "b/c.html", "b/d.csv.gz", "b/e.parquet", "c.jsonl", "d.md")]
 
 
-def test_a_long_line_without_any_break_is_cut_too(tmp_path):
-    (tmp_path / "line.txt").write_text("x" * 9001)
-    assert "".join(texts(kind="text", path=str(tmp_path / "line.txt"))) == "x" * 9001
+def test_a_row_brings_its_address_licence_and_date_along(tmp_path):
+    stamp = datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
+    path = json_lines(
+        tmp_path / "a.jsonl",
+        {"text": "a", "url": "http://a.org/", "license": "mit", "date": "2020-01-02"},
+        {"text": "b", "meta": {"url": "http://b.org/", "licence": "CC0", "timestamp": stamp.timestamp()}},
+        {"text": "c", "url": "http://c.org/", "metadata": {"url": "http://other.org/", "created": "Thu, 02 Jan 2020 03:04:05 GMT"}, "license": ["mit", "apache-2.0"]},
+        {"text": "d", "url": 7, "license": None, "date": "yesterday"},
+    )
+    assert [(one.url, one.licence, one.date) for one in found(kind="files", path=path)] == [
+        ("http://a.org/", "mit", "2020-01-02"),
+        ("http://b.org/", "CC0", "2020-01-02T03:04:05+00:00"),
+        ("http://c.org/", "apache-2.0 AND mit", "2020-01-02T03:04:05+00:00"),
+        (path, None, None),
+    ]
 
 
-def test_json_lines_and_parquet_give_the_column_that_is_named(tmp_path):
-    rows = [{"body": "one", "n": 1}, {"body": "two", "n": 2}, {"body": None, "n": 3}]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    assert texts(kind="jsonl", path=str(tmp_path / "a.jsonl"), text_field="body") == ["one", "two", ""]
-    assert texts(kind="parquet", path=str(tmp_path / "a.parquet"), text_field="body") == ["one", "two", ""]
+@pytest.mark.parametrize(
+    ("value", "iso"),
+    [
+        (date(1999, 12, 31), "1999-12-31"), (datetime(2020, 1, 2, 3), "2020-01-02T03:00:00"), ("2019-04-25T12:57:54Z", "2019-04-25T12:57:54Z"), ("1987", "1987"), (1987, "1987"),
+        (1_577_934_245_000, "2020-01-02T03:04:05+00:00"), (True, None), (-5, None), (1e300, None), (float("nan"), None), ("soon", None), ("x" * 10_000_000, None), ({}, None), (None, None),
+    ],
+)  # fmt: skip
+def test_dates_become_iso_8601_or_nothing(value, iso):
+    assert iso_date(value) == iso
 
 
-def test_max_documents_and_max_bytes_stop_the_reading(tmp_path):
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": "ten bytes!"}) for _ in range(9)))
-    assert len(texts(kind="jsonl", path=str(tmp_path / "a.jsonl"), max_documents=4)) == 4
-    assert len(texts(kind="jsonl", path=str(tmp_path / "a.jsonl"), max_bytes=25)) == 3
+def test_rows_without_text_cost_one_refusal_each(tmp_path):
+    path = json_lines(tmp_path / "a.jsonl", {"text": "good"}, {"title": "no text"}, {"text": 5}, {"text": ["x"]}, {"text": None}, "no object", {"text": "last"})
+    assert texts(kind="files", path=path) == ["good", "without_column_text", "column_text_holds_int", "column_text_holds_list", "", "not_an_object", "last"]
+    assert found(kind="files", path=path)[1].example == f"{path}, line 2: columns title"
+
+
+def test_rows_for_chats_keep_what_is_wrong_with_its_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"q": 1}\nbroken\n[]\n{"q": 2}\n{"q": 3}\n')
+    rows = list(sources.rows(Source(kind="files", path=str(tmp_path), max_documents=2)))
+    assert [(row.values, row.problem, row.where[-6:]) for row in rows] == [({"q": 1}, None, "line 1"), ({}, "not_json", "line 2"), ({}, "not_an_object", "line 3"), ({"q": 2}, None, "line 4")]
+    (tmp_path / "a.jsonl").unlink()
+    (tmp_path / "a.txt").write_text("hello")
+    with pytest.raises(BadInput, match="gives plain text, and here rows with columns are needed"):
+        list(sources.rows(Source(kind="files", path=str(tmp_path))))
+
+
+def test_reading_is_lazy(tmp_path, monkeypatch):
+    blocks, read = [], formats.Bytes.read
+    monkeypatch.setattr(formats.Bytes, "read", lambda self, *size: blocks.append(read(self, *size)) or blocks[-1])
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "all alike"}\n' * 400_000))
+    stream = sources.documents(Source(kind="files", path=str(tmp_path)), CollectConfig())
+    assert next(stream).text == "all alike" and len(blocks) == 1
+    assert sum(1 for _ in stream) == 399_999 and len(blocks) > 8
 
 
 def test_installed_gives_the_same_docstrings_and_functions_each_time():
-    source = Source(kind="installed", packages=("json",), max_bytes=20_000)
-    first = list(sources.documents(source))
-    assert first == list(sources.documents(source))
-    assert any(text.startswith("def ") for text, _ in first) and any("JSON" in text and not text.startswith("def") for text, _ in first)
-    assert texts(kind="installed", packages=("stdlib",), max_bytes=5_000)
+    first = found(kind="installed", packages=("json", "yaml"), domain="code")
+    assert first == found(kind="installed", packages=("json", "yaml"), domain="code")
+    functions, docstrings = ([one for one in first if one.text.startswith("def ") is want] for want in (True, False))
+    assert all(one.language == "python" for one in functions) and any("JSON" in one.text for one in docstrings)
+    assert {one.licence for one in first} == {None, "MIT"}, "of a part of Python's library there is no metadata; PyYAML is MIT"
+    assert all(one.language is None for one in found(kind="installed", packages=("json",), domain="reference"))
 
 
 def test_the_fingerprint_of_a_local_source_follows_its_content_and_of_installed_ones_their_version(tmp_path):
-    source = Source(kind="text", path=str(tmp_path / "a.txt"))
+    source = Source(kind="files", path=str(tmp_path / "a.txt"))
     assert sources.fingerprint(source) is None
     (tmp_path / "a.txt").write_text("one")
     before = sources.fingerprint(source)
@@ -78,53 +128,39 @@ def test_the_fingerprint_of_a_local_source_follows_its_content_and_of_installed_
     assert sys.version.split()[0] in pinned and "yaml 6" in pinned
 
 
-def test_a_missing_file_says_where_it_was_looked_for(tmp_path):
-    message = refusal(kind="text", path=str(tmp_path / "gone.txt"))
+def test_a_missing_path_says_where_it_was_looked_for(tmp_path):
+    message = refusal(kind="files", path=str(tmp_path / "gone.txt"))
     assert "gone.txt does not exist" in message and f"relative to {Path.cwd()}" in message
+    assert "holds no file that can be read" in refusal(kind="files", path=str(tmp_path)) and "jsonl" in refusal(kind="files", path=str(tmp_path))
+    (tmp_path / "a.png").write_bytes(b"x")
+    assert "an ending that says nothing" in refusal(kind="files", path=str(tmp_path / "a.png"))
+    assert "cannot be read as a Git repository" in refusal(kind="git", path=str(tmp_path))
 
 
-def test_an_empty_file_is_named(tmp_path):
-    for kind, name in (("text", "a.txt"), ("jsonl", "a.jsonl")):
-        (tmp_path / name).write_text(" \n")
-        assert f"{name} is empty" in refusal(kind=kind, path=str(tmp_path / name))
-    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "a.parquet")
-    assert "is empty (0 rows)" in refusal(kind="parquet", path=str(tmp_path / "a.parquet"))
-
-
-def test_a_folder_without_a_file_of_the_kind_is_refused(tmp_path):
-    assert "holds no .jsonl file" in refusal(kind="jsonl", path=str(tmp_path))
-
-
-def test_text_that_is_not_utf8_names_the_byte_and_the_way_out(tmp_path):
-    (tmp_path / "latin.txt").write_bytes("déjà".encode("latin1"))
-    message = refusal(kind="text", path=str(tmp_path / "latin.txt"))
-    assert "latin.txt is not UTF-8: byte 0xe9 at position 1" in message and "iconv" in message
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
 def test_a_wrong_column_names_the_columns_there_are(tmp_path, kind):
-    file = tmp_path / f"a.{kind}"
-    rows = [{"title": "t", "body": "b", "n": 1}]
-    file.write_text(json.dumps(rows[0])) if kind == "jsonl" else pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
-    message = refusal(kind=kind, path=str(file))
+    file, rows = tmp_path / f"a.{kind}", [{"title": "t", "body": "b", "n": 1}] * 3
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    else:
+        file.write_text("title,body,n\nt,b,1\n") if kind == "csv" else json_lines(file, *rows)
+    message = refusal(kind="files", path=str(file))
     assert "no column 'text'" in message and "title, body, n" in message and "text_field" in message
-    assert "holds int, not text" in refusal(kind=kind, path=str(file), text_field="n")
+    sources.check(Source(kind="files", path=str(file), text_field="body"))
+    if kind != "csv":
+        assert "holds int, not text" in refusal(kind="files", path=str(file), text_field="n")
 
 
-def test_a_line_that_is_not_json_is_named_by_its_number(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": broken}\n')
-    assert "a.jsonl, line 2 is not JSON" in refusal(kind="jsonl", path=str(tmp_path / "a.jsonl"))
-    (tmp_path / "a.jsonl").write_text("[1, 2]\n")
-    assert "line 1 holds list" in refusal(kind="jsonl", path=str(tmp_path / "a.jsonl"))
-
-
-def test_a_damaged_parquet_file_is_named(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(b"not parquet at all")
-    assert "a.parquet is not a readable Parquet file" in refusal(kind="parquet", path=str(tmp_path / "a.parquet"))
+def test_one_row_with_the_column_is_enough_and_a_file_that_cannot_be_read_is_no_mistake_of_the_configuration(tmp_path):
+    json_lines(tmp_path / "a.jsonl", {"title": "t"}, "x", {"text": "t"})
+    (tmp_path / "b.parquet").write_bytes(b"not parquet at all")
+    sources.check(Source(kind="files", path=str(tmp_path)))
+    assert texts(kind="files", path=str(tmp_path))[-1] == "damaged_parquet"
 
 
 def test_a_package_that_is_not_installed_is_named():
     assert "package 'no_such_package' is not installed" in refusal(kind="installed", packages=("no_such_package",))
+    assert "package 'no.such' is not installed" in refusal(kind="installed", packages=("no.such",))
 
 
 def test_an_id_is_resolved_to_the_mirror_where_it_is_there(tmp_path, monkeypatch):
@@ -139,10 +175,15 @@ def test_an_id_is_resolved_to_the_mirror_where_it_is_there(tmp_path, monkeypatch
 @needs_hub
 def test_a_hub_dataset_is_read_from_the_mirror(monkeypatch):
     monkeypatch.setenv("MODELYARD_HUB_MIRROR", str(HUB))
-    assert len(texts(kind="hub", id="allenai/c4", config="en", max_documents=7)) == 7
+    sources.check(Source(kind="hub", id="allenai/c4", config="en"))
+    assert len(texts(kind="hub", id="allenai/c4", config="en")) == 300
+    theirs = datasets.load_dataset(str(HUB / "llamafactory/DPO-En-Zh-20k"), "en", split="train", streaming=True)
+    assert list(hub.stream("llamafactory/DPO-En-Zh-20k", "en", "train")) == list(theirs), "read by us and by `datasets` it is the same"
+    assert len([row for row in sources.rows(Source(kind="hub", id="openai/gsm8k", config="main", max_documents=7)) if row.values["question"]]) == 7
     message = refusal(kind="hub", id="allenai/c4", config="en", split="nosuch")
     assert "split 'nosuch'" in message and "Available splits: ['train']" in message
     assert "'nosuch' not found" in refusal(kind="hub", id="allenai/c4", config="nosuch")
+    assert "no column 'text'" in refusal(kind="hub", id="openai/gsm8k", config="main")
 
 
 def test_a_hub_id_that_does_not_exist_is_told_apart_from_a_missing_network(tmp_path, monkeypatch):

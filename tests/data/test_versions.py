@@ -24,7 +24,7 @@ def project(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.delenv("MODELYARD_HUB_MIRROR", raising=False)
     for name in ("components/data", "components/schema"):
-        shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("*.pyc"))  # compiled loops go along: their cache follows the sources' times
     for name in ("components/__init__.py", "components/__main__.py", "dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "data/.gitignore"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / name, root / name)
@@ -49,7 +49,7 @@ def commit(folder: Path) -> None:
 def config_of(**parts) -> DataConfig:
     raw = {
         "name": "small",
-        "sources": [{"kind": "text", "path": "notes"}],
+        "sources": [{"kind": "files", "path": "notes", "domain": "notes"}],
         "curriculum": {"documents": 120, "chats": 80, "preferences": 60, "benchmark_items": 5},
         "benchmarks": ["mini_gsm8k"],
         "tokenizer": {"vocab_size": 400},
@@ -70,7 +70,7 @@ def test_a_second_run_does_nothing_and_a_change_runs_only_what_it_touches(projec
     assert versions.status(config_of()) == dict.fromkeys(versions.STEPS, "never made")
     dataset, ran = versions.reproduce(config_of(), events.append)
     assert ran == list(versions.STEPS)
-    assert [e["step"] for e in events if e["event"] == "progress"] == [1, 2, 3, 4, 5, 6]
+    assert [e["step"] for e in events if e["event"] == "progress"] == list(range(1, len(versions.STEPS) + 1))
     assert dataset.tokens.identity.endswith(".dir") and dataset.tokens.counts["train_tokens"] > 1000 and dataset.tokens.path == "data/small/tokens"
     assert versions.status(config_of()) == {}
     assert make(config_of()) == (dataset, [])
@@ -78,22 +78,23 @@ def test_a_second_run_does_nothing_and_a_change_runs_only_what_it_touches(projec
 
     smaller = config_of(tokenizer={"vocab_size": 350})
     before = (project / "params.yaml").read_bytes()
-    assert versions.status(smaller) == {"tokenizer": "tokenizer changed", "tokens": "tokenizer will be made anew"}
+    downstream = {"tokens": "tokenizer will be made anew", "mix": "tokens will be made anew", "card": "tokenizer will be made anew"}
+    assert versions.status(smaller) == {"tokenizer": "tokenizer changed", **downstream}
     assert (project / "params.yaml").read_bytes() == before
     changed, ran = make(smaller)
-    assert ran == ["tokenizer", "tokens"]
+    assert ran == ["tokenizer", "tokens", "mix", "card"]
     assert changed.chats == dataset.chats and changed.tokens.identity != dataset.tokens.identity
 
     again, ran = make(config_of())
-    assert ran in ([], ["tokenizer", "tokens"]) and again == dataset  # DVC's run cache may know it already
+    assert ran in ([], ["tokenizer", "tokens", "mix", "card"]) and again == dataset  # DVC's run cache may know it already
 
 
 def test_a_changed_local_file_is_noticed_and_an_absent_one_leaves_its_output_standing(project):
     dataset, _ = make(config_of())
     (project / "notes/b.txt").write_text("A second note, changed.")
-    assert versions.status(config_of())["documents"] == "pins.documents changed"
+    assert versions.status(config_of())["collect"] == "pins.documents changed"
     changed, ran = make(config_of())
-    assert "documents" in ran and changed.tokens.identity != dataset.tokens.identity
+    assert "collect" in ran and changed.tokens.identity != dataset.tokens.identity
     shutil.rmtree(project / "notes")
     assert make(config_of()) == (changed, [])
 
@@ -135,7 +136,7 @@ def test_an_installed_source_keeps_its_pin_until_asked_to_look_anew(project):
 
 
 def test_what_a_recipe_says_comes_back_from_params_and_other_datasets_stay(project):
-    plain = DataConfig.model_validate({"name": "plain", "sources": [{"kind": "text", "path": "notes", "max_bytes": 9}]})
+    plain = DataConfig.model_validate({"name": "plain", "sources": [{"kind": "files", "path": "notes", "max_bytes": 9}]})
     versions.write_params(config_of())
     versions.write_params(plain)
     assert params.read(params.PATH, "small") == config_of()
@@ -147,14 +148,14 @@ def test_what_a_recipe_says_comes_back_from_params_and_other_datasets_stay(proje
 def test_a_failing_stage_gives_its_own_message_and_nothing_else(project):
     (project / "chats.jsonl").write_text('{"question": "why", "answer": ""}\n')
     with pytest.raises(BadInput) as caught:
-        make(config_of(chats=[{"kind": "jsonl", "path": "chats.jsonl"}]))
+        make(config_of(chats=[{"kind": "files", "path": "chats.jsonl"}]))
     assert str(caught.value) == "chats: chats.jsonl, line 1: turn 2 (assistant) is empty or not text, so it teaches nothing. Fill it or remove the row"
 
 
 def test_a_source_that_is_not_there_is_said_before_anything_runs(project):
     for act in (make, versions.status):
         with pytest.raises(BadInput, match=r"gone\.txt does not exist"):
-            act(config_of(sources=[{"kind": "text", "path": "gone.txt"}]))
+            act(config_of(sources=[{"kind": "files", "path": "gone.txt"}]))
     assert not (project / "params.yaml").exists()
 
 
@@ -162,7 +163,7 @@ def test_outside_a_project_the_message_says_where_to_go(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(BadInput, match="is not a project with DVC"):
-        make(DataConfig.model_validate({"name": "x", "sources": [{"kind": "text", "path": "a.txt"}]}))
+        make(DataConfig.model_validate({"name": "x", "sources": [{"kind": "files", "path": "a.txt"}]}))
 
 
 def test_data_steps_start_without_torch():
@@ -172,7 +173,7 @@ def test_data_steps_start_without_torch():
 
 def test_a_dataset_without_a_curriculum_is_made_of_its_sources_alone(project):
     (project / "qa.jsonl").write_text("\n".join(f'{{"question": "why {i}", "answer": "so"}}' for i in range(9)))
-    plain = DataConfig.model_validate({"name": "plain", "sources": [{"kind": "text", "path": "notes"}], "chats": [{"kind": "jsonl", "path": "qa.jsonl"}]})
+    plain = DataConfig.model_validate({"name": "plain", "sources": [{"kind": "files", "path": "notes", "domain": "notes"}], "chats": [{"kind": "files", "path": "qa.jsonl"}]})
     dataset, ran = make(plain)
     assert ran == list(versions.STEPS) and dataset.chats.counts["chats"] == 9 and dataset.preferences.counts["pairs"] == 0
     assert make(plain) == (dataset, []) and versions.status(plain) == {}

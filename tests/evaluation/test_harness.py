@@ -226,17 +226,25 @@ def test_a_prompt_too_long_for_the_context_is_counted_as_truncated(world: World,
     assert outcome.figures["scores"]["policy"]["mini_gsm8k"]["truncated"] == 0
 
 
-def test_perplexity_predicts_each_token_once_and_counts_bytes(world: World) -> None:
+def test_all_held_out_sequences_predict_each_token_once_and_few_are_spread_over_the_file(world: World) -> None:
+    stream = np.fromfile(world.tokens / "heldout.bin", dtype=np.uint16)
+    rows = (len(stream) - 1) // 32
+    inputs, targets = heldout_sequences(world.tokens, 10_000, 32)
+    assert (inputs.flatten() == stream[: rows * 32]).all() and (targets.flatten() == stream[1 : rows * 32 + 1]).all()
+    inputs, targets = heldout_sequences(world.tokens, 3, 32)
+    for row, start in enumerate((0, (rows - 1) // 2 * 32, (rows - 1) * 32)):
+        assert (inputs[row] == stream[start : start + 32]).all() and (targets[row] == stream[start + 1 : start + 33]).all()
+
+
+def test_perplexity_is_what_plain_torch_computes_and_counts_bytes(world: World) -> None:
     lm = load_model(world.model, batch_size=4)
     inputs, targets = heldout_sequences(world.tokens, 3, 32)
-    stream = np.fromfile(world.tokens / "heldout.bin", dtype=np.uint16)
-    assert (inputs.flatten() == stream[:96]).all() and (targets.flatten() == stream[1:97]).all()
     lm._max_length = 32
     measured = perplexity(lm, world.tokens, 3, batch_size=2)
     with torch.no_grad():
         nats = sum(lm.model(torch.tensor(row)[None], labels=None).logits[0].log_softmax(-1)[range(32), want].sum().item() for row, want in zip(inputs, targets, strict=True))
     assert measured["perplexity"] == pytest.approx(math.exp(-nats / 96), rel=1e-4)
-    text = lm.tokenizer.decode(targets.flatten().tolist(), skip_special_tokens=True)
+    text = "".join(lm.tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in targets)
     assert measured["bits_per_byte"] == pytest.approx(-nats / math.log(2) / len(text.encode()), rel=1e-4)
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 # The tiny recipe shrunk until every stage takes a second or two; what it learns does not matter here.
 MICRO = (
-    "data.sources=[{kind: text, path: notes.txt}]",
+    "data.sources=[{kind: files, path: notes.txt, domain: notes}]",
     "data.curriculum={seed: 1, documents: 400, chats: 200, preferences: 120, benchmark_items: 8}",
     "data.heldout_fraction=0.2",
     "data.tokenizer.vocab_size=400",
@@ -44,6 +44,9 @@ class Project:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
+        for compiled in (ROOT / "components").rglob("*.nb?"):  # the compiled loops go along: their cache follows the sources' times
+            (folder / compiled.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(compiled, folder / compiled.relative_to(ROOT))
         (folder / "notes.txt").write_text("The tide comes in twice a day. " * 50 + "\n\nA second paragraph about boats and harbours.\n")
         project = cls(folder)
         project.git("init", "-q", "-b", "main")

@@ -25,14 +25,14 @@ TRIED: dict[str, tuple[list[str], list[str]]] = {
     "a stage that does not exist": (["stage", "finetune", "recipes/tiny.yaml"], ["'finetune' is not a stage", "sft"]),
     "a stage before its inputs": (["stage", "sft", "recipes/tiny.yaml"], ["sft", "modelyard stage data"]),
     "a run that was never made": (["show", "nothing"], ["no run called 'nothing'"]),
-    "a source file that is missing": (["run", "recipes/tiny.yaml", "--set", "data.name=x", "--set", "data.sources=[{kind: text, path: gone.txt}]"], ["gone.txt"]),
-    "text that is not UTF-8": (["run", "recipes/tiny.yaml", "--set", "data.name=x", "--set", "data.sources=[{kind: text, path: latin1.txt}]"], ["latin1.txt", "UTF-8"]),
+    "a source file that is missing": (["run", "recipes/tiny.yaml", "--set", "data.name=x", "--set", "data.sources=[{kind: files, path: gone.txt}]"], ["gone.txt"]),
+    "text that is not UTF-8": (["run", "recipes/tiny.yaml", "--set", "data.name=x", "--set", "data.sources=[{kind: files, path: latin1.txt}]"], ["latin1.txt", "UTF-8"]),
     "an empty corpus": (
         ["run", "recipes/tiny.yaml", "--set", "data.name=x", "--set", "data.curriculum=null", "--set", "data.benchmarks=[]", "--set", "evals.suites=[]",
-         "--set", "data.sources=[{kind: text, path: empty.txt}]", "--set", "data.chats=[{kind: jsonl, path: chats.jsonl}]", "--set", "data.preferences=[{kind: jsonl, path: equal.jsonl}]"],
+         "--set", "data.sources=[{kind: files, path: empty.txt}]", "--set", "data.chats=[{kind: files, path: chats.jsonl}]", "--set", "data.preferences=[{kind: files, path: equal.jsonl}]"],
         ["empty"],
     ),
-    "a pair whose sides are equal": (["run", "recipes/tiny.yaml", "--set", "data.name=x", "--set", "data.preferences=[{kind: jsonl, path: equal.jsonl}]"], ["equal.jsonl", "1", "equal"]),
+    "a pair whose sides are equal": (["run", "recipes/tiny.yaml", "--set", "data.name=x", "--set", "data.preferences=[{kind: files, path: equal.jsonl}]"], ["equal.jsonl", "1", "equal"]),
     "a hub id that does not exist": (["run", "recipes/tiny.yaml", "--set", "data.name=x", "--set", "data.sources=[{kind: hub, id: nobody/nothing}]"], ["nobody/nothing"]),
     "a package that is not installed": (["run", "recipes/tiny.yaml", "--set", "data.name=x", "--set", "data.sources=[{kind: installed, packages: [nopackage]}]"], ["nopackage"]),
 }  # fmt: skip

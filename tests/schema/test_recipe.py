@@ -40,7 +40,7 @@ REFUSED = {
     "a suite whose data is not made": (["evals.suites=[gsm8k]"], ["gsm8k", "data.benchmarks"]),
     "mini benchmarks without their curriculum": (["data.curriculum=null"], ["curriculum", "mini_gsm8k"]),
     "no source at all": (["data.curriculum=null", "data.benchmarks=[]", "evals.suites=[]", "data.sources=[]"], ["nothing to train on"]),
-    "a source without its path": (["data.sources=[{kind: text}]"], ["data.sources.0", "`path`"]),
+    "a source without its path": (["data.sources=[{kind: files}]"], ["data.sources.0", "`path`"]),
     "an answer longer than the context": (["align.max_new_tokens=160"], ["align.max_new_tokens=160", "model.context_tokens=160"]),
     "a --set without a value": (["sft.steps"], ["--set", "a.b=value"]),
     "a --set below a number": (["seed.x=1"], ["`seed` is not a section"]),

@@ -19,7 +19,7 @@ TINY = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
 
 @pytest.fixture
 def dataset() -> Dataset:
-    return Dataset(name="tiny", **{name: Part(path=f"data/tiny/{name}", identity=name * 2) for name in ("tokenizer", "tokens", "chats", "preferences", "benchmarks")})
+    return Dataset(name="tiny", **{name: Part(path=f"data/tiny/{name}", identity=name * 2) for name in ("tokenizer", "tokens", "mix", "chats", "preferences", "benchmarks", "card")})
 
 
 def identities(dataset: Dataset, *sets: str, run: Run | None = None) -> dict[str, str]:

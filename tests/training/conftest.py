@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from components.models.build import load_tokenizer
 from components.schema.recipe import ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from components.training import ppo, pretrain, reward, sft
 from components.training.trainer import Context
@@ -49,17 +50,30 @@ def model_config() -> ModelConfig:
     return ModelConfig(hidden_size=16, layers=2, heads=2, intermediate_size=32, context_tokens=32)
 
 
+def write_tokens(folder: Path, vocab_size: int, shards: dict[str, np.ndarray], heldout: np.ndarray, dtype: str = "uint16", **mix) -> Path:
+    """tokens/ and mix/ by the data stages' contract, from ids by shard name; returns tokens/. `mix` as in mix.json, by default all of everything."""
+    (folder / "tokens/train").mkdir(parents=True)
+    domains: dict[str, dict] = {}
+    for name, ids in shards.items():
+        ids.astype(dtype).tofile(folder / f"tokens/train/{name}.bin")
+        domain = domains.setdefault(name.rpartition("-")[0], {"train_tokens": 0, "shards": []})
+        domain["train_tokens"] += len(ids)
+        domain["shards"].append({"name": name, "tokens": len(ids), "documents": 1})
+    heldout.astype(dtype).tofile(folder / "tokens/heldout.bin")
+    counts = {"dtype": dtype, "vocab_size": vocab_size, "heldout_tokens": len(heldout), "heldout_bytes": len(heldout) * 50 // 20, "domains": domains}
+    (folder / "tokens/tokens.json").write_text(json.dumps(counts))
+    total = sum(domain["train_tokens"] for domain in domains.values())
+    natural = {name: domain["train_tokens"] / total for name, domain in sorted(domains.items())}
+    (folder / "mix").mkdir()
+    (folder / "mix/mix.json").write_text(json.dumps({"max_epochs": 100, "phases": [{"until": 1.0, "probabilities": natural}], "domains": domains, **mix}))
+    return folder / "tokens"
+
+
 @pytest.fixture(scope="session")
-def tokens_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokens")
+def tokens_folder(tmp_path_factory, tokenizer_folder) -> Path:
     rng = np.random.default_rng(0)
-    counts = {"dtype": "uint16", "vocab_size": 300}
-    for split, words in (("train", 200), ("heldout", 60)):
-        starts = rng.integers(10, 200, words)
-        (starts[:, None] + np.arange(20)).astype(np.uint16).tofile(folder / f"{split}.bin")  # runs of counting tokens: learnable at once
-        counts |= {f"{split}_tokens": words * 20, f"{split}_bytes": words * 50}
-    (folder / "tokens.json").write_text(json.dumps(counts))
-    return folder
+    train, heldout = ((rng.integers(10, 200, words)[:, None] + np.arange(20)).ravel() for words in (200, 60))  # runs of counting tokens: learnable at once
+    return write_tokens(tmp_path_factory.mktemp("dataset"), len(load_tokenizer(tokenizer_folder)), {"counting-00000": train}, heldout)
 
 
 def write_rows(folder: Path, make, train: int = 60, heldout: int = 20) -> Path:
@@ -108,7 +122,7 @@ class Line:
     def run(self, stage: str, out: Path, context: Context | None = None, **changes):
         context = context or Context(seed=1)
         if stage == "pretrain":
-            return pretrain.run(PretrainConfig(**{"steps": 10, "heldout_sequences": 8, **PLAN, **changes}), self.model, self.tokens, self.tokenizer, out, context)
+            return pretrain.run(PretrainConfig(**{"steps": 10, "heldout_sequences": 8, **PLAN, **changes}), self.model, self.tokens, self.tokens.parent / "mix", self.tokenizer, out, context)
         if stage == "sft":
             return sft.run(SFTConfig(**{"steps": 10, "heldout_chats": 8, **PLAN, **changes}), self.of("pretrain"), self.chats, out, context)
         if stage == "reward":

@@ -139,7 +139,7 @@ torch.set_num_threads(1)
 tokens, tokenizer, out = map(Path, sys.argv[1:])
 model = ModelConfig(hidden_size=16, layers=2, heads=2, intermediate_size=32, context_tokens=32)
 config = PretrainConfig(steps=200, batch_size=4, learning_rate=1e-2, warmup_steps=2, checkpoint_every_steps=5)
-pretrain.run(config, model, tokens, tokenizer, out, Context(seed=5))
+pretrain.run(config, model, tokens, tokens.parent / "mix", tokenizer, out, Context(seed=5))
 """
 
 

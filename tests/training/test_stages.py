@@ -13,7 +13,7 @@ from components.models.build import load, load_tokenizer
 from components.models.heads import scalar_model_from
 from components.schema.config import BadInput
 from components.schema.recipe import OptimConfig
-from components.training import pretrain, sft
+from components.training import sft
 from components.training.batches import lay_out
 from components.training.optim import learning_rate_share, parameter_groups
 from components.training.reward import compare, length_bias, read_pairs, score_pairs
@@ -72,12 +72,10 @@ def test_progress_is_told_and_always_ends_with_the_last_step(line, tmp_path, cap
     assert capfd.readouterr() == ("", "")
 
 
-def test_tokens_of_another_tokenizer_are_refused(line, tmp_path):
-    np.full(500, 9_000, np.uint16).tofile(tmp_path / "train.bin")
-    with pytest.raises(BadInput, match="holds token 9000, and the tokenizer has 50: they do not belong together"):
-        pretrain.TokenFile(tmp_path / "train.bin", 32, 50)
-    with pytest.raises(BadInput, match="does not hold one sequence of 1001 tokens"):
-        pretrain.TokenFile(tmp_path / "train.bin", 1000, 50)
+def test_figures_say_how_much_of_each_domain_was_seen(line, tmp_path):
+    figures = line.run("pretrain", tmp_path).figures
+    assert figures["tokens_by_domain"] == {"counting": 10 * 4 * 32}
+    assert figures["epochs_by_domain"] == {"counting": round(40 / ((4000 - 1) // 32), 4)}
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_change(line, tmp_path):
