@@ -261,7 +261,8 @@ def _about(documents: list[Document]) -> str:
     sizes = np.array([len(d.text) for d in documents])
     copies = sum(d.copy_of is not None for d in documents)
     quartiles = ", ".join(f"{q:.0f}" for q in np.percentile(sizes, [25, 50, 75]))
-    return f"{len(documents)} documents, {_megabytes(d.text for d in documents):.1f} MB (quartiles {quartiles} characters), {copies} of them near-copies with 0.5 to 40 % of the words changed."
+    size = _megabytes(d.text for d in documents)
+    return f"{len(documents)} documents, {size:.1f} MB (quartiles {quartiles} characters), {copies} of them near-copies with 0.5 to 40 % of the words changed."
 
 
 def _megabytes(texts: Iterable[str]) -> float:

@@ -72,7 +72,7 @@ def measure(shard: Path, tokenizer: Any, end: int) -> list[Stage]:
     table = Table()
     tables = list(shards.read(shard))
     size = sum(sum(shards.text_bytes(t)) for t in tables)
-    texts = table.time("read: Parquet to strings", lambda: [x for t in shards.read(shard) for x in t["text"].to_pylist()], size, 3 * size, "zstd, then a Python string for each document")
+    texts = table.time("read: Parquet to strings", partial(_read, shard), size, 3 * size, "zstd, then a Python string for each document")
     _rules(table, texts, size)
     verdicts = rules.judge(texts, WEB_RULES)
     kept = [text for text, why in zip(verdicts.texts, verdicts.reasons, strict=True) if why is None]
@@ -85,13 +85,18 @@ def measure(shard: Path, tokenizer: Any, end: int) -> list[Stage]:
     return table.rows
 
 
+def _read(shard: Path) -> list[str]:
+    return [text for table in shards.read(shard) for text in table["text"].to_pylist()]
+
+
 def _rules(table: Table, texts: Sequence[str], size: int) -> None:
     batch = table.time("rules: code points", lambda: rules._Batch(texts), size, 10 * size, "one copy by Python's UTF-32 encoder")
     points = batch.points.values.nbytes
     table.time("rules: lines", lambda: rules.segments.lines(batch.points), size, points, "a comparison for each character")
     lines = rules.Ragged(batch.points.values, batch.lines[0])
     made = 3 * (batch.by_line.hashes.nbytes + batch.by_line.lengths.nbytes)
-    table.time("rules: words and sentences", lambda: rules.segments.segment(lines), size, points + made, "a multiplication for each character, and branches: words of one length go through 1.5 times as fast")
+    bound = "a multiplication for each character, and branches: words of one length go through 1.5 times as fast"
+    table.time("rules: words and sentences", lambda: rules.segments.segment(lines), size, points + made, bound)
     for rule, bound in RULES.items():
         alive = int(np.diff(batch.points.offsets)[batch.alive].sum())
         batch = table.time(f"rules: {rule}", partial(_applied, batch, rule), alive, 4 * alive, bound)
@@ -108,7 +113,8 @@ def _applied(batch: Any, rule: Any) -> Any:
 def _minhash(table: Table, texts: list[str], size: int) -> None:
     hashed = table.time("MinHash: words", lambda: words.word_hashes(texts), size, 10 * size, "a multiplication for each character")
     grams = table.time("MinHash: shingles", lambda: words.ngram_hashes(hashed, 5, short_rows_whole=True), size, 2 * hashed.values.nbytes, "five multiplications for each word")
-    signed = table.time("MinHash: signatures", lambda: minhash._signatures(grams.values, grams.offsets, *minhash._coefficients(112)), size, grams.values.nbytes, "SIMD: 112 multiplications for each word")
+    signing = partial(minhash._signatures, grams.values, grams.offsets, *minhash._coefficients(112))
+    signed = table.time("MinHash: signatures", signing, size, grams.values.nbytes, "SIMD: 112 multiplications for each word")
     table.time("MinHash: band keys", lambda: minhash.band_keys(signed, minhash.Banding(14, 8)), size, 2 * signed.nbytes, "112 multiplications for each document")
 
 

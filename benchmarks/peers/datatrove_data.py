@@ -45,11 +45,15 @@ def noted(into: list[str]):
 
 def run(documents: Path, tokenizer: str, out: Path) -> dict:
     filtered, kept = [], []
+    writer = JsonlWriter(f"{out}/filtered", compression=None)
+    tokens = DocumentTokenizer(f"{out}/tokens", tokenizer, eos_token=END, shuffle_documents=False)
     stages = {
-        "filters, signatures": [JsonlReader(str(documents.parent), glob_pattern=documents.name), *filters(), noted(filtered), JsonlWriter(f"{out}/filtered", compression=None), MinhashDedupSignature(f"{out}/signatures", MINHASH)],
+        "filters, signatures": [
+            JsonlReader(str(documents.parent), glob_pattern=documents.name), *filters(), noted(filtered), writer, MinhashDedupSignature(f"{out}/signatures", MINHASH),
+        ],
         "buckets": [MinhashDedupBuckets(f"{out}/signatures", f"{out}/buckets", config=MINHASH)],
         "clusters": [MinhashDedupCluster(f"{out}/buckets", f"{out}/remove", MINHASH)],
-        "tokens": [JsonlReader(f"{out}/filtered"), MinhashDedupFilter(f"{out}/remove"), noted(kept), DocumentTokenizer(f"{out}/tokens", tokenizer, eos_token=END, shuffle_documents=False)],
+        "tokens": [JsonlReader(f"{out}/filtered"), MinhashDedupFilter(f"{out}/remove"), noted(kept), tokens],
     }  # fmt: skip
     seconds = {}
     for name, pipeline in stages.items():

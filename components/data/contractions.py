@@ -1,6 +1,6 @@
 """English words that are not cut where others are: contractions, abbreviations that keep their full stop, times of day, emoticons.
 
-The English tokenizer of spaCy 3 has such a list, and the published quality rules are run with that tokenizer; this is the same list said in rules.
+The English tokenizer of spaCy 3 has such a list, and the published quality rules are run with that tokenizer; this is the same list (MIT licence) said in rules.
 A contraction counts with either apostrophe and without it (don't, don’t, dont).
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 Table = tuple[np.ndarray, np.ndarray]  # open addressing: hashes (SLOTS,) uint64, 0 where free; the lengths of pieces, PIECE_BITS each (SLOTS,) uint64
 
-LONGEST = 13  # characters in the longest of these
+LONGEST = 12  # characters in the longest of these
 SLOTS = 1 << 12
 PIECE_BITS = 4
 _UNITS = (  # cut off a number that they follow
@@ -29,7 +29,7 @@ _NOT_SPLIT = "ill its hell shell shed were well whore".split()
 _SUBJECTS = {  # word: endings it takes, without apostrophes
     "i": "m ll ll+ve d d+ve ve", "you": "ll ll+ve d d+ve ve re", "he": "ll ll+ve d d+ve s", "she": "ll ll+ve d d+ve s",
     "it": "ll ll+ve d d+ve s", "we": "ll ll+ve d d+ve ve re", "they": "ll ll+ve d d+ve ve re",
-    **dict.fromkeys("who what when where why how there".split(), "s ll ll+ve re ve d d+ve"), 
+    **dict.fromkeys("who what when where why how there".split(), "s ll ll+ve re ve d d+ve"),
     **dict.fromkeys(("that", "this"), "s ll ll+ve d d+ve"), **dict.fromkeys(("these", "those"), "ll ll+ve re ve d d+ve"),
 }  # fmt: skip
 _VERBS = {  # the same of verbs; n't is one piece

@@ -8,8 +8,8 @@ inside, unless it is an address. A sentence begins after a full stop, `!` or `?`
     segmented = segment(code_points(["Don't stop. It's 5km."]))     # Do n't stop . It 's 5 km .
     segmented.offsets[1], segmented.sentences[0]                    # 9 words, 2 sentences
 
-On 0.7 million words of web pages, encyclopedia and documentation 1 word boundary in 20,000 differs from spaCy 3.8's: abbreviations and emoticons that only come
-about when punctuation is cut off a word, a few signs and scripts, and file names that look like addresses.
+On 0.7 million words of web pages, encyclopedia and documentation 1 word boundary in 20,000 differs from spaCy 3.8's: abbreviations and
+emoticons that only come about when punctuation is cut off a word, a few signs and scripts, and file names that look like addresses.
 """
 
 from __future__ import annotations

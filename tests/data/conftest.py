@@ -33,5 +33,12 @@ def dataset(config: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return root
 
 
+def documents(dataset: Path, side: str) -> list[dict]:
+    """The rows of documents/train or documents/heldout."""
+    from components.data import shards
+
+    return [row for path in shards.paths(dataset / "documents" / side) for table in shards.read(path) for row in table.to_pylist()]
+
+
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -17,7 +17,7 @@ from components.data.curriculum.world import SCHEMA, World
 from components.schema.config import BadInput
 from components.schema.data import CurriculumConfig
 
-from .conftest import read
+from .conftest import documents, read
 
 SMALL = CurriculumConfig(documents=300, chats=300, preferences=300, benchmark_items=30)
 LM_EVAL = Path(next(iter(find_spec("lm_eval").submodule_search_locations))) / "tasks"
@@ -105,7 +105,7 @@ def test_each_place_among_the_options_is_equally_often_the_right_one():
 
 
 def test_benchmark_rows_have_the_official_schemas(dataset):
-    rows = {path.relative_to(dataset / "benchmarks/modelyard").as_posix(): pyarrow.parquet.read_table(path).to_pylist() for path in dataset.rglob("*.parquet")}
+    rows = {path.relative_to(dataset / "benchmarks/modelyard").as_posix(): pyarrow.parquet.read_table(path).to_pylist() for path in (dataset / "benchmarks/modelyard").rglob("*.parquet")}
     gsm8k = rows["mini_gsm8k/main/test-00000-of-00001.parquet"]
     assert len(gsm8k) == 60 and set(gsm8k[0]) == {"question", "answer"}
     mmlu = [row for name, table in rows.items() if name.startswith("mini_mmlu") and "/test" in name for row in table]
@@ -139,7 +139,8 @@ def test_any_seed_makes_a_world_with_full_benchmarks(seed):
 
 
 def training_texts(dataset: Path) -> list[str]:
-    items = [row for name in ("documents", "chats", "preferences") for side in ("train", "heldout") for row in read(dataset / name / f"{side}.jsonl")]
+    items = [row for name in ("chats", "preferences") for side in ("train", "heldout") for row in read(dataset / name / f"{side}.jsonl")]
+    items += [row for side in ("train", "heldout") for row in documents(dataset, side)]
     return [curriculum.as_text(item) for item in items]
 
 
@@ -188,7 +189,7 @@ def test_no_held_out_story_is_told_in_training_in_any_words(dataset):
 
 def test_no_held_out_question_about_a_fact_is_asked_in_training_while_its_fact_is_told(dataset):
     texts = training_texts(dataset)
-    prose = "\n".join(row["text"] for row in read(dataset / "documents/train.jsonl") if row["source"] in ("curriculum/profile", "curriculum/facts"))
+    prose = "\n".join(row["text"] for row in documents(dataset, "train") if row["source"] in ("curriculum/profile", "curriculum/facts"))
     talk = "\n".join(curriculum.as_text(row) for name in ("chats", "preferences") for row in read(dataset / f"{name}/train.jsonl"))
     everything = "\n".join(texts)
     world = World(0)
