@@ -1,5 +1,6 @@
 """Packed tokens are the documents, in order, with their boundaries; and the counts beside them are true."""
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -16,7 +17,7 @@ from .corpus import POEM, STRANGE, config_of, write_documents
 
 def texts_of(count: int, seed: int) -> list[str]:
     draw = random.Random(seed)
-    return [" ".join(draw.choices(POEM.split() + ["naïve", "漢字", "🙂"], k=draw.randint(1, 40))) for _ in range(count)]
+    return [" ".join(draw.choices([*POEM.split(), "naïve", "漢字", "🙂"], k=draw.randint(1, 40))) for _ in range(count)]
 
 
 TRAIN = {"web": texts_of(300, 0), "my-own_books": [*STRANGE, "long " * 4000, *texts_of(30, 1)]}
@@ -69,7 +70,7 @@ def test_offsets_lead_back_to_the_exact_texts(dataset):
     found = []
     for name in names(dataset):
         ids, offsets = ids_of(dataset, name), np.load(dataset / f"tokens/train/{name}.offsets.npy").astype(int)
-        texts = [loaded.decode(ids[start : end - 1].tolist(), skip_special_tokens=False) for start, end in zip(offsets, offsets[1:], strict=False)]
+        texts = [loaded.decode(ids[start : end - 1].tolist(), skip_special_tokens=False) for start, end in itertools.pairwise(offsets)]
         assert texts == documents_of(dataset, name) and (ids[offsets[1:] - 1] == 0).all()
         found += texts
     assert sorted(found) == sorted(text for texts in TRAIN.values() for text in texts)

@@ -77,7 +77,7 @@ def test_tokens_that_are_not_there_are_one_clear_message(dataset, tmp_path):  # 
     shutil.copytree(dataset / "tokens", tmp_path / "tokens")
     (tmp_path / "tokenizer").symlink_to(dataset / "tokenizer")
     (tmp_path / "tokens/train/web-00000.offsets.npy").unlink()
-    with pytest.raises(BadInput, match="shard web-00000 of .* cannot be read"):
+    with pytest.raises(BadInput, match=r"shard web-00000 of .* cannot be read"):
         trace.trace(tmp_path, [place(dataset, "web-00000", 0, 30)])
 
 

@@ -44,7 +44,7 @@ class Project:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
-        for compiled in (ROOT / "components").rglob("*.nb?"):  # the compiled loops go along: their cache follows the sources' times
+        for compiled in (*(ROOT / "components").rglob("*.nb[ic]"), *(ROOT / "components").rglob("code.md5")):  # the compiled loops go along: their cache follows the sources' times
             (folder / compiled.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(compiled, folder / compiled.relative_to(ROOT))
         (folder / "notes.txt").write_text("The tide comes in twice a day. " * 50 + "\n\nA second paragraph about boats and harbours.\n")
