@@ -30,7 +30,9 @@ import numpy as np
 from benchmarks import near, stages
 from benchmarks.corpus import Document, corpus
 from benchmarks.results import machine, write_section
-from components.data import minhash, rules, shards
+from components.data import shards
+from components.data.deduplication import minhash
+from components.data.filtering import rules
 from components.schema.data import WEB_RULES, DedupConfig
 
 PEERS = Path(__file__).parent / "peers"

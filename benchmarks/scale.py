@@ -24,8 +24,8 @@ import yaml
 import zstandard
 
 from benchmarks.results import machine, write_section
-from components.data import params
-from components.data.sources import documents
+from components.data.reading.sources import documents
+from components.data.versioning import pins
 from components.schema.data import DataConfig, Source
 
 STEPS = ("collect", "clean", "filter", "dedup", "decontaminate", "documents", "tokenizer", "tokens", "mix", "card")
@@ -134,7 +134,7 @@ def main() -> None:
             "tokenizer": {"vocab_size": 8192, "max_training_bytes": 20_000_000},
         }
     )
-    entry = params.entry(config)
+    entry = pins.entry(config)
     (args.folder / "params.yaml").write_text(yaml.safe_dump({"datasets": {"scale": entry}}))
     for step in ("benchmarks", "chats", "preferences"):  # what the others read beside them
         run_step(step, args.folder, "scale")

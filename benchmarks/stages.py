@@ -18,7 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from components.data import minhash, pack, rules, shards, words
+from components.data import shards, words
+from components.data.deduplication import minhash
+from components.data.filtering import rules
+from components.data.tokenizing import pack
 from components.schema.data import WEB_RULES
 
 ROUNDS = 5

@@ -47,7 +47,7 @@ def main() -> int:
 
             steps.main(args.stage, args.config, args.dataset, args.out)
         elif args.stage == "data-diff":
-            from components.data import differences
+            from components.data.versioning import differences
 
             differences.main(args.revisions, args.dataset, args.json)
         elif args.stage == "batch":

@@ -83,7 +83,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _data(job: Job) -> None:
     """DVC makes what is not current; the record names every part with DVC's md5."""
-    from components.data import versions
+    from components.data.versioning import versions
 
     config = DataConfig.model_validate(job.config["data"])
     _check_disk(job)
@@ -112,7 +112,7 @@ def _data(job: Job) -> None:
 
 def _plan_data(job: Job) -> None:
     """Which data stages DVC would run, without running them; and the dataset as it stands, where it does."""
-    from components.data import versions
+    from components.data.versioning import versions
 
     config = DataConfig.model_validate(job.config["data"])
     stale = versions.status(config)
@@ -122,7 +122,7 @@ def _plan_data(job: Job) -> None:
 
 def print_batch(job: Job, step: int) -> None:
     """The batch that a pretraining job reads at a step, with the documents it comes from. Errors: BadInput."""
-    from components.data import trace
+    from components.data.tokenizing import trace
     from components.training import tokens
 
     config, model = PretrainConfig.model_validate(job.config["pretrain"]), ModelConfig.model_validate(job.config["model"])

@@ -115,11 +115,19 @@ def doctor() -> None:
 
 
 @data_app.command("repro")
-def data_repro(recipe: RecipePath, sets: Sets = None) -> None:
+def data_repro(
+    recipe: RecipePath,
+    sets: Sets = None,
+    update: Annotated[bool, typer.Option("--update", help="Look anew at what is on the hub or installed, instead of keeping the version that params.yaml pins.")] = False,
+) -> None:
     """Make the recipe's data, as far as it is not current."""
     with errors_told():
         resolved = Recipe.load(recipe, sets or [])
         root()
+        if update:
+            from components.data.versioning import versions
+
+            versions.write_params(resolved.data, update=True)
         _run_stage("data", resolved, Resources())
 
 

@@ -18,8 +18,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from components.data import dedup, engine, minhash, pack, rules, shards
+from components.data import engine, shards
+from components.data.deduplication import dedup, minhash
+from components.data.filtering import rules
 from components.data.tally import Tally
+from components.data.tokenizing import pack
 from components.schema.data import WEB_RULES, DataConfig
 
 END = "<|endoftext|>"

@@ -55,7 +55,7 @@ def workspace(folder: Path, *depends: Any) -> Iterator[Path]:
 
     `depends`: everything the work follows from; a Path stands for the files under it, by name, size and time of change.
     """
-    code = [file_md5(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    code = [file_md5(path) for path in sorted(Path(__file__).parent.rglob("*.py"))]
     name = digest([str(folder.absolute()), code, [_stamp(one) if isinstance(one, Path) else one for one in depends]])
     work = home() / "work" / f"{folder.parent.name}-{folder.name}-{name[:16]}"
     yield work

@@ -1,14 +1,12 @@
-"""What documents, chats and pairs share on their way to disk: dropping with a reason, splitting by hash, writing JSON lines."""
+"""What chats, pairs and documents share: which side of the split a text is on, drops counted by reason, JSON lines."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from components.schema.config import BadInput
 
 EXAMPLES_PER_REASON = 3
 EXAMPLE_CHARACTERS = 120
@@ -35,24 +33,6 @@ def order(text: str) -> str:
 def is_heldout(text: str, fraction: float) -> bool:
     """Whether a text is on the held-out side. Adding or removing other texts does not move it."""
     return int(order(text)[:8], 16) < fraction * 2**32
-
-
-def write_split(items: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], str], fraction: float, folder: Path, what: str) -> dict[str, int]:
-    """Write train.jsonl and heldout.jsonl, each in the order of the hashes: a shuffle that does not depend on where items came from.
-
-    Items with equal keys stay on one side. Where chance leaves a side empty, the key with the smallest hash is held out.
-    Errors: BadInput where there are not two keys to part.
-    """
-    keyed = sorted(((order(key(item)), key(item), item) for item in items), key=lambda entry: (entry[0], json.dumps(entry[2], sort_keys=True)))
-    if len({k for k, _, _ in keyed}) < 2:
-        raise BadInput(f"{what}: {len(keyed)} left after cleaning, so there is nothing to train on beside what is held out. Add sources, see counts of what was dropped")
-    held = {k for k, text, _ in keyed if is_heldout(text, fraction)} or {keyed[0][0]}
-    if len(held) == len({k for k, _, _ in keyed}):
-        held = {keyed[0][0]}
-    sides = {"train": [item for k, _, item in keyed if k not in held], "heldout": [item for k, _, item in keyed if k in held]}
-    for side, rows in sides.items():
-        write_json_lines(folder / f"{side}.jsonl", rows)
-    return {side: len(rows) for side, rows in sides.items()}
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -9,25 +9,25 @@ import os
 from importlib import import_module
 from pathlib import Path
 
-from components.data import params
+from components.data.versioning import params
 from components.schema.config import BadInput
 from components.schema.data import DataConfig
 
 # In the order in which they run; each stands in dvc.yaml under the same name.
 MODULES = {
-    "benchmarks": "benchmarks",
-    "collect": "collect",
-    "clean": "clean",
-    "filter": "filter",
-    "dedup": "dedup",
-    "decontaminate": "decontaminate",
+    "benchmarks": "decontamination.benchmarks",
+    "collect": "reading.collect",
+    "clean": "cleaning.clean",
+    "filter": "filtering.filter",
+    "dedup": "deduplication.dedup",
+    "decontaminate": "decontamination.decontaminate",
     "documents": "documents",
-    "chats": "chats",
-    "preferences": "preferences",
-    "tokenizer": "tokenizer",
-    "tokens": "pack",
-    "mix": "mix",
-    "card": "card",
+    "chats": "dialogue.chats",
+    "preferences": "dialogue.preferences",
+    "tokenizer": "tokenizing.tokenizer",
+    "tokens": "tokenizing.pack",
+    "mix": "tokenizing.mix",
+    "card": "datacard.card",
 }
 
 

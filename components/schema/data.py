@@ -34,6 +34,8 @@ class Source(Config):
     """Configuration of the hub dataset, such as en."""
     split: str = "train"
     """Split of the hub dataset."""
+    revision: str | None = None
+    """Commit, tag or branch of the hub dataset; empty = the newest when it was first read, which params.yaml then keeps."""
     text_field: str = "text"
     """Column that holds the document (jsonl, parquet, csv, hub)."""
     packages: tuple[str, ...] = ()
@@ -63,7 +65,8 @@ class Source(Config):
     @property
     def label(self) -> str:
         """How the source is called in counts and messages."""
-        return self.path or self.id or "installed:" + "+".join(self.packages)
+        hub_id = f"{self.id}:{self.config}" if self.config else self.id
+        return self.path or hub_id or "installed:" + "+".join(self.packages)
 
 
 class CurriculumConfig(Config):
@@ -235,6 +238,8 @@ class TokenizerConfig(Config):
     """Tokens in the vocabulary, special tokens included (trained kinds)."""
     id: str | None = None
     """Hub id or local folder of the tokenizer (kind pretrained); our chat tokens are added where it has none."""
+    revision: str | None = None
+    """Commit, tag or branch of that hub id; empty = the newest when it was first read, which params.yaml then keeps."""
     max_training_bytes: PositiveInt = 200_000_000
     """Train on at most this much text, taken evenly from every domain in proportion."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from components.data import benchmarks
+from components.data.decontamination import benchmarks
 from components.data.steps import run_step
 from components.schema.config import BadInput
 from components.schema.data import DataConfig

@@ -12,7 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components.data import card, card_checks, card_plots, clusters, minhash, mix, tally
+from components.data import tally
+from components.data.datacard import card, card_checks, card_plots
+from components.data.deduplication import clusters, minhash
+from components.data.tokenizing import mix
 from components.schema.config import BadInput
 from components.schema.data import DataConfig, MixConfig
 

@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from components.data import conversations
+from components.data.dialogue import conversations
 from components.data.split import read_json_lines as read
 from components.data.steps import run_step
 from components.schema.config import BadInput
@@ -203,6 +203,6 @@ def test_of_gsm8k_s_training_split_only_copies_of_one_test_item_are_dropped(tmp_
     for step in ("benchmarks", "chats"):
         run_step(step, config, tmp_path / step)
     counts = json.loads((tmp_path / "chats/counts.json").read_text())
-    assert counts["matrix"] == {"openai/gsm8k": {"gsm8k": {"rows": 2, "items": 1}}}
-    assert counts["by_kind"] == {"llamafactory/alpaca_en": 985, "openai/gsm8k": 7471}
+    assert counts["matrix"] == {"openai/gsm8k:main": {"gsm8k": {"rows": 2, "items": 1}}}
+    assert counts["by_kind"] == {"llamafactory/alpaca_en:default": 985, "openai/gsm8k:main": 7471}
     assert all("A train travels" in row["excerpt"] for row in read(tmp_path / "chats/dropped.jsonl") if row["reason"] == "contaminates_gsm8k")

@@ -10,7 +10,8 @@ import ftfy
 import pytest
 from ftfy.chardata import CHARMAP_ENCODINGS
 
-from components.data import boilerplate, clean, mend, shards, tally
+from components.data import shards, tally
+from components.data.cleaning import boilerplate, clean, mend
 from components.schema.config import BadInput
 from components.schema.data import CleanConfig, DataConfig
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from components.data import collect, shards
+from components.data import shards
+from components.data.reading import collect
 from components.schema.config import BadInput
 from components.schema.data import CollectConfig, CurriculumConfig, DataConfig, Source
 

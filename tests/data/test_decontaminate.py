@@ -11,9 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from components.data import benchmarks, curriculum, decontaminate, shards
-from components.data.benchmarks import Item
-from components.data.overlap import Index
+from components.data import curriculum, shards
+from components.data.decontamination import benchmarks, decontaminate
+from components.data.decontamination.benchmarks import Item
+from components.data.decontamination.overlap import Index
 from components.schema.data import CurriculumConfig, DataConfig
 
 from .conftest import HUB

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from components.data import clusters, dedup, shards, shuffle
-from components.data.fingerprints import fingerprints
+from components.data import shards, shuffle
+from components.data.deduplication import clusters, dedup
+from components.data.deduplication.fingerprints import fingerprints
 
 from .corpus import config_of
 

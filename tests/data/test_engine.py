@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from components.data import engine, params, shards
+from components.data import engine, shards
 from components.data.steps import run_step
+from components.data.versioning import params
 from components.schema.config import BadInput
 from components.schema.data import DataConfig
 

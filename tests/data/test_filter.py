@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.data import filter as filter_step
-from components.data import pii, quality, safety, shards, tally
+from components.data import shards, tally
+from components.data.filtering import filter as filter_step
+from components.data.filtering import pii, quality, safety
 from components.data.words import word_hashes
 from components.schema.config import BadInput
 from components.schema.data import DataConfig, FilterConfig

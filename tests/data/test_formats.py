@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from components.data import formats
-from components.data.formats import Bytes, Refused
+from components.data.reading import formats
+from components.data.reading.formats import Bytes, Refused
 
 LONGEST = 1000
 

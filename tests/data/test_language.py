@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from components.data import language
+from components.data.cleaning import language
 
 SENTENCES = {
     "en": "The train to the coast leaves at nine and the children are already waiting.",

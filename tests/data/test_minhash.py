@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from components.data import minhash
-from components.data.minhash import EMPTY, NO_KEY, Banding
+from components.data.deduplication import minhash
+from components.data.deduplication.minhash import EMPTY, NO_KEY, Banding
 
 VOCABULARY = [f"{a}{b}{c}" for a in "bdfghklmnprstvz" for b in "aeiou" for c in "bdgklmnprst"]
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from components.data import mix
+from components.data.tokenizing import mix
 from components.schema.config import BadInput
 from components.schema.data import MixConfig
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from components.data import ngram
+from components.data.filtering import ngram
 from components.data.words import word_hashes
 
 HUB = Path(__file__).parents[2].parent / "shared/real/hub"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from components.data import pack, shards, tokenizer
+from components.data import shards
+from components.data.tokenizing import pack, tokenizer
 from components.schema.config import BadInput
 
 from .corpus import POEM, STRANGE, config_of, write_documents

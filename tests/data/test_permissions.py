@@ -4,8 +4,8 @@ import urllib.robotparser
 
 import pytest
 
-from components.data import licences
-from components.data.permissions import Permissions, Robots, fingerprint, page_opts_out
+from components.data.reading import licences
+from components.data.reading.permissions import Permissions, Robots, fingerprint, page_opts_out
 from components.schema.config import BadInput
 from components.schema.data import CollectConfig
 

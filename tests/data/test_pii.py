@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from components.data import pii
+from components.data.filtering import pii
 
 FOUND = {
     "email": [

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.data import quality, shards
+from components.data import shards
+from components.data.filtering import quality
 from components.data.words import word_hashes
 from components.schema.config import BadInput
 from components.schema.data import FilterConfig, QualityWeights

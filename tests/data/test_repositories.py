@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from components.data import repositories
-from components.data.formats import Collected, Refused
+from components.data.reading import repositories
+from components.data.reading.formats import Collected, Refused
 from components.schema.config import BadInput
 from components.schema.data import CollectConfig
 

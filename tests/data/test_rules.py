@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from components.data import rules
+from components.data.filtering import rules
 from components.schema.data import WEB_RULES
 
 ALL = WEB_RULES

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.data import safety
+from components.data.filtering import safety
 from components.data.words import word_hashes
 from components.schema.config import BadInput
 

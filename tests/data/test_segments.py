@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from components.data import contractions, segments
+from components.data.filtering import contractions, segments
 from components.data.words import code_points
 
 

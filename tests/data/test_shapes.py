@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from components.data.shapes import CHATS, PREFERENCES, convert, listed
-from components.data.turns import Unfit
+from components.data.dialogue.shapes import CHATS, PREFERENCES, convert, listed
+from components.data.dialogue.turns import Unfit
 
 U, A, S = ({"role": role, "content": role[0]} for role in ("user", "assistant", "system"))
 HUMAN, GPT = {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}

@@ -11,9 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from components.data import formats, hub, sources
-from components.data.dates import iso_date
-from components.data.formats import Collected, Refused
+from components.data.reading import formats, hub, sources
+from components.data.reading.dates import iso_date
+from components.data.reading.formats import Collected, Refused
 from components.schema.config import BadInput
 from components.schema.data import CollectConfig, Source
 

@@ -35,7 +35,7 @@ def test_every_file_that_a_stage_depends_on_is_there_and_all_of_the_data_code_is
 
 
 # What moves or counts texts and never changes them, or is loaded for its names alone.
-SHARED = {"components.data.engine", "components.data.tally", "components.data.trace"}
+SHARED = {"components.data.engine", "components.data.tally", "components.data.tokenizing.trace"}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from components.data import shards, tokenizer, tokenizer_report
+from components.data import shards
+from components.data.tokenizing import tokenizer, tokenizer_report
 from components.schema.config import BadInput
 
 from .corpus import POEM, STRANGE, config_of, write_chats, write_documents
@@ -123,7 +124,7 @@ def test_a_character_tokenizer_has_the_most_frequent_characters_and_bytes_for_th
 AGAIN = """
 import sys
 from pathlib import Path
-from components.data import tokenizer
+from components.data.tokenizing import tokenizer
 from tests.data.corpus import config_of
 tokenizer.run(config_of(tokenizer={"kind": sys.argv[1], "vocab_size": 420}), Path(sys.argv[2]))
 """

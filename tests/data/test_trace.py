@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from components.data import shards, trace
+from components.data import shards
+from components.data.tokenizing import trace
 from components.schema.config import BadInput
 
 from .test_pack import dataset, documents_of, names  # noqa: F401  a packed dataset of two domains

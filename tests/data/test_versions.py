@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.data import params, versions
+from components.data.versioning import params, versions
 from components.schema.config import BadInput
 from components.schema.data import DataConfig
 
@@ -39,6 +39,10 @@ def project(tmp_path, monkeypatch) -> Path:
 
 def git(folder: Path, *words: str) -> None:
     subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *words], cwd=folder, check=True, capture_output=True)
+
+
+def dvc(folder: Path, *words: str) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", *words], cwd=folder, check=True, capture_output=True)
 
 
 def commit(folder: Path) -> None:
@@ -101,7 +105,7 @@ def test_a_changed_local_file_is_noticed_and_an_absent_one_leaves_its_output_sta
 
 def test_data_pushed_from_one_clone_comes_back_in_another_with_the_same_bytes(project, tmp_path, monkeypatch):
     dataset, _ = make(config_of())
-    assert versions.push(config_of()) > 0
+    dvc(project, "push", "-q")
     made = contents(project)
     commit(project)
     assert not [name for name in _tracked(project) if name.startswith("data/small")]
@@ -115,7 +119,7 @@ def test_data_pushed_from_one_clone_comes_back_in_another_with_the_same_bytes(pr
     assert contents(tmp_path / "clone") == made
 
     shutil.rmtree(tmp_path / "clone/data/small")
-    versions.pull(config_of())
+    dvc(tmp_path / "clone", "pull", "-q")
     assert contents(tmp_path / "clone") == made
 
 
@@ -145,11 +149,34 @@ def test_what_a_recipe_says_comes_back_from_params_and_other_datasets_stay(proje
         params.read(params.PATH, "other")
 
 
+def test_what_is_on_the_hub_is_read_again_at_the_commit_of_its_pin(project, monkeypatch):
+    asked = []
+    monkeypatch.setattr("components.data.reading.hub.fingerprint", lambda id, config, revision: asked.append(id) or f"revision {len(asked)}a")
+    config = config_of(sources=[{"kind": "hub", "id": "org/texts", "config": "en"}])
+    versions.write_params(config)
+    versions.write_params(config)
+    assert asked == ["org/texts"] and params.load()["small"]["pins"]["documents"] == {"org/texts:en": "revision 1a"}
+    assert params.read(params.PATH, "small").sources[0].revision == "1a" and config.sources[0].revision is None
+    versions.write_params(config, update=True)
+    assert params.read(params.PATH, "small").sources[0].revision == "2a"
+
+
+def test_a_tokenizer_in_a_folder_is_pinned_by_its_content(project):
+    (project / "own").mkdir()
+    (project / "own/tokenizer.json").write_text("{}")
+    config = config_of(tokenizer={"kind": "pretrained", "id": "own"})
+    versions.write_params(config)
+    before = params.load()["small"]["pins"]["tokenizer"]["own"]
+    (project / "own/tokenizer.json").write_text("{ }")
+    versions.write_params(config)
+    assert params.load()["small"]["pins"]["tokenizer"]["own"] != before and params.read(params.PATH, "small").tokenizer.revision is None
+
+
 def test_a_failing_stage_gives_its_own_message_and_nothing_else(project):
     (project / "chats.jsonl").write_text('{"question": "why", "answer": ""}\n')
     with pytest.raises(BadInput) as caught:
         make(config_of(chats=[{"kind": "files", "path": "chats.jsonl"}]))
-    assert str(caught.value) == "chats: chats.jsonl, line 1: turn 2 (assistant) is empty or not text, so it teaches nothing. Fill it or remove the row"
+    assert str(caught.value).startswith("chats: chats.jsonl: 1 of its first 1 rows cannot be converted: empty_answer 1 (such as chats.jsonl, line 1: answer is empty).")
 
 
 def test_a_source_that_is_not_there_is_said_before_anything_runs(project):
@@ -167,7 +194,7 @@ def test_outside_a_project_the_message_says_where_to_go(tmp_path, monkeypatch):
 
 
 def test_data_steps_start_without_torch():
-    code = "import sys, components.data.versions, components.data.steps as s\nfor m in s.MODULES.values(): __import__(f'components.data.{m}')\nassert 'torch' not in sys.modules and 'datasets' not in sys.modules"
+    code = "import sys, components.data.versioning.versions, components.data.steps as s\nfor m in s.MODULES.values(): __import__(f'components.data.{m}')\nassert 'torch' not in sys.modules and 'datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
 
 

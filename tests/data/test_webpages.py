@@ -9,8 +9,8 @@ import pyarrow
 import pytest
 from fastwarc import GzipWriter, WarcRecord, WarcRecordType
 
-from components.data import webpages
-from components.data.formats import Collected, Refused
+from components.data.reading import webpages
+from components.data.reading.formats import Collected, Refused
 from components.schema.data import CollectConfig
 
 BODY = "<article><h1>On tea</h1><p>Tea is made of leaves and of hot water, and of nothing else.</p><p>It is drunk in many countries of the world.</p></article>"

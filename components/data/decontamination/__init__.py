@@ -1,0 +1,1 @@
+"""Benchmarks, and what of them stands in training data."""

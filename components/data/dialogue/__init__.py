@@ -1,0 +1,1 @@
+"""Chats and preference pairs: recognised by shape, converted, checked."""

@@ -1,0 +1,1 @@
+"""Which documents are worth training on: rules of published corpora, private data, safety, and a score of quality."""
