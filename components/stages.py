@@ -34,6 +34,8 @@ def run(stage: str, job: Job) -> None:
     """Run one stage to its record and say where that stands. Errors: BadInput before compute is spent."""
     if stage == "plan-data":
         return _plan_data(job)
+    if stage == "pin-data":
+        return _pin_data(job)
     if stage == "data":
         return _data(job)
     folder = job.folder
@@ -118,6 +120,14 @@ def _plan_data(job: Job) -> None:
     stale = versions.status(config)
     dataset = None if stale else versions.current(config)
     say({"event": "result", "stale": stale, "dataset": dataset and dataset.model_dump(mode="json")})
+
+
+def _pin_data(job: Job) -> None:
+    """params.yaml written anew, with what is on the hub and installed as it is now."""
+    from components.data.versioning import versions
+
+    versions.write_params(DataConfig.model_validate(job.config["data"]), update=True)
+    say({"event": "result"})
 
 
 def print_batch(job: Job, step: int) -> None:

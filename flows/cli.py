@@ -125,9 +125,9 @@ def data_repro(
         resolved = Recipe.load(recipe, sets or [])
         root()
         if update:
-            from components.data.versioning import versions
+            from components.launch import call
 
-            versions.write_params(resolved.data, update=True)
+            call("pin-data", data_job(resolved.data, Run()).model_dump(mode="json"))
         _run_stage("data", resolved, Resources())
 
 
