@@ -70,10 +70,10 @@ def test_what_may_not_be_taken_is_counted_under_its_reason(tmp_path):
         {"url": "http://b.org/4", "license": "gpl-3.0"}, {"url": "http://b.org/5"}, {"url": "http://b.org/6", "license": "mit"},
     ]  # fmt: skip
     path = json_lines(tmp_path / "a.jsonl", *({"text": f"text {i}", **row} for i, row in enumerate(rows, start=1)))
-    (tmp_path / "a.warc").write_bytes(record("http://c.org/", b"<p>no</p>", more="X-Robots-Tag: noai\r\n"))
+    (tmp_path / "a.warc").write_bytes(record("http://c.org/", b"<p>no</p>", more="X-Robots-Tag: noai\r\n") + record("http://d.org/", b"<p>yes</p>"))
     rules = dict(opt_out_domains=("a.org",), robots=str(tmp_path / "robots"), allow_licences=("MIT", "CC-*"), deny_licences=("*-NC-*",), unknown_licence="drop")
-    kept, counts = run(tmp_path, Source(kind="files", path=str(path)), Source(kind="files", path=str(tmp_path / "a.warc")), **rules)
-    assert [row["text"] for row in kept] == ["text 6"]
+    kept, counts = run(tmp_path, Source(kind="files", path=str(path)), Source(kind="files", path=str(tmp_path / "a.warc"), licence="MIT"), **rules)
+    assert [row["text"] for row in kept] == ["text 6", "yes"]
     assert dropped(counts) == dict.fromkeys(["opted_out_domain", "robots_txt_forbids", "licence_denied", "licence_not_allowed", "licence_unknown", "noai_in_page"], 1)
     assert counts["dropped"]["licence_denied"] == {"count": 1, "bytes": 6, "examples": [f"{path}: http://b.org/3 (CC-BY-NC-4.0) text 3"]}
 
@@ -100,6 +100,13 @@ def test_every_poisoned_document_costs_one_counted_drop_and_never_the_run(tmp_pa
     }  # fmt: skip
     assert counts["changed"] == {"lone_surrogates_replaced": 1}
     assert all(1 <= len(entry["examples"]) <= 3 for entry in counts["dropped"].values())
+
+
+def test_a_source_that_gives_nothing_is_named_even_beside_others_that_do(tmp_path):
+    (tmp_path / "latin1.txt").write_bytes("déjà".encode("latin1"))
+    fine = json_lines(tmp_path / "a.jsonl", {"text": "fine"})
+    with pytest.raises(BadInput, match=r"^collect: \S*latin1\.txt: no document is left.*not_utf8 1"):
+        run(tmp_path, Source(kind="files", path=str(fine)), Source(kind="files", path=str(tmp_path / "latin1.txt")))
 
 
 def test_limits_hold_for_a_source_as_a_whole(tmp_path):

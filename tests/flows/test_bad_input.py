@@ -26,7 +26,7 @@ TRIED: dict[str, tuple[list[str], list[str]]] = {
     "a stage before its inputs": (["stage", "sft", "recipes/tiny.yaml"], ["sft", "modelyard stage data"]),
     "a run that was never made": (["show", "nothing"], ["no run called 'nothing'"]),
     "a source file that is missing": (["run", "recipes/tiny.yaml", "--set", "data.name=x", "--set", "data.sources=[{kind: files, path: gone.txt}]"], ["gone.txt"]),
-    "text that is not UTF-8": (["run", "recipes/tiny.yaml", "--set", "data.name=x", "--set", "data.sources=[{kind: files, path: latin1.txt}]"], ["latin1.txt", "UTF-8"]),
+    "text that is not UTF-8": (["run", "recipes/tiny.yaml", "--set", "data.name=x", "--set", "data.sources=[{kind: files, path: latin1.txt}]"], ["latin1.txt", "not_utf8"]),
     "an empty corpus": (
         ["run", "recipes/tiny.yaml", "--set", "data.name=x", "--set", "data.curriculum=null", "--set", "data.benchmarks=[]", "--set", "evals.suites=[]",
          "--set", "data.sources=[{kind: files, path: empty.txt}]", "--set", "data.chats=[{kind: files, path: chats.jsonl}]", "--set", "data.preferences=[{kind: files, path: equal.jsonl}]"],

@@ -39,7 +39,7 @@ def run(config: DataConfig, folder: Path) -> None:
     with engine.workspace(folder, *_depends(config)) as work:
         tasks = list(_tasks(config))
         total = tally.summed(engine.run(collect, tasks, work, "collect"))
-        _refuse_nothing(total)
+        _refuse_nothing(config, total)
         for i, shard in enumerate(engine.outputs(work, tasks)):
             engine.hand_over(shard, folder / f"{i:05d}.parquet")
     tally.write(folder, total.plain())
@@ -165,7 +165,12 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def _refuse_nothing(total: tally.Tally) -> None:
-    if not total.documents:
-        why = ", ".join(f"{reason} {entry['count']}" for reason, entry in sorted(total.dropped.items())) or "the sources are empty"
-        raise BadInput(f"collect: no document is left, so there is nothing to learn from. Dropped: {why}. Mend the sources, or what `collect` forbids")
+def _refuse_nothing(config: DataConfig, total: tally.Tally) -> None:
+    """A source that the recipe names and that gives nothing is a mistake, and better told now than found in a model."""
+    lacking = [source.label for source in config.sources if source.label not in total.groups["source"]]
+    if lacking or not total.documents:
+        why = ", ".join(f"{reason} {entry['count']}" for reason, entry in sorted(total.dropped.items())) or "no document was found"
+        raise BadInput(
+            f"collect: {', '.join(lacking) or 'the sources'}: no document is left, so there is nothing to learn from it. Dropped, of all sources: {why}. "
+            "Mend the source or what `collect` forbids, or take it out of the recipe"
+        )
