@@ -19,6 +19,7 @@ test-services: setup  ## what needs servers of its own
 
 bench: setup .venv-bench/ready  ## side by side with others' tools; benchmarks/RESULTS.md keeps what came out
 	$(BIN)/python -m benchmarks.data --peer-python .venv-bench/bin/python
+	.venv-bench/bin/python -m benchmarks.libraries
 
 .venv-bench/ready: benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench
