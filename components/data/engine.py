@@ -22,7 +22,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ Task = dict[str, Any]
 Function = Callable[[Task, Path], dict[str, Any]]
 SAY_EVERY_S = 2.0
 CONNECT_S = 20  # how long a cluster may take to answer
+SMALL_BYTES = 16 * 2**20  # files that are read sooner than processes have started
 
 
 def run(function: Function, tasks: Sequence[Task], work: Path, what: str = "") -> list[dict[str, Any]]:
@@ -107,9 +108,21 @@ def _spread(function: Function, tasks: Sequence[Task], waiting: list[int], work:
         return _on_dask(engine, function, tasks, waiting, work)
     if engine.partition(":")[0] != "local":
         raise BadInput(f"engine: MODELYARD_ENGINE={engine!r} is neither local, local:N nor the address of a Dask scheduler (tcp://host:8786), so nothing can run. Correct or unset it")
-    if min(workers(), len(waiting)) <= 1:
+    if min(workers(), len(waiting)) <= 1 or _are_small(tasks[i] for i in waiting):
         return (_one(function, tasks[i], _folder(work, i), i) for i in waiting)
     return _on_processes(function, tasks, waiting, work)
+
+
+def _are_small(tasks: Iterable[Task]) -> bool:
+    """Whether the files that these tasks name are few bytes together; tasks that name none may be anything."""
+    seen, size = set(), 0
+    for value in (one for task in tasks for many in task.values() for one in (many if isinstance(many, list) else [many])):
+        if isinstance(value, str) and value not in seen:
+            seen.add(value)
+            size += os.path.getsize(value) if os.path.isfile(value) else 0
+        if size > SMALL_BYTES:
+            return False
+    return size > 0
 
 
 def _on_processes(function: Function, tasks: Sequence[Task], waiting: list[int], work: Path) -> Iterator[int]:

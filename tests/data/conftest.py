@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from components.data import engine
 from components.data.steps import MODULES, run_step
 from components.schema.data import DataConfig
 
@@ -42,3 +43,9 @@ def documents(dataset: Path, side: str) -> list[dict]:
 
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _processes_however_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small data is worked on without starting processes; tests that ask for two are to get them."""
+    monkeypatch.setattr(engine, "SMALL_BYTES", 0)

@@ -46,6 +46,26 @@ def test_results_and_files_come_in_the_order_of_the_tasks(tmp_path: Path, monkey
         assert [p.read_text() for p in engine.outputs(work, tasks(tmp_path), "square.txt")] == ["0", "1", "4", "9", "16"]
 
 
+def note_process(task: dict, out: Path) -> dict:
+    return {"process": os.getpid()}
+
+
+def test_processes_are_started_for_large_or_unknown_work_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELYARD_ENGINE", "local:2")
+    monkeypatch.setattr(engine, "SMALL_BYTES", 1000)
+    for name, size in (("small", 400), ("large", 600)):
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "other").write_bytes(bytes(500))
+
+    def here(*names: str | list[str]) -> bool:
+        work = tmp_path / "work" / str(names)
+        return {r["process"] for r in engine.run(note_process, [{"shard": name} for name in names], work)} == {os.getpid()}
+
+    small, large, other = (str(tmp_path / name) for name in ("small", "large", "other"))
+    assert here(small, other) and here(small, [small, other])
+    assert not here(large, other) and not here(small, [other, large]) and not here("hub", "text")
+
+
 def test_a_finished_task_is_not_run_again_and_a_half_done_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELYARD_ENGINE", "local:1")
     engine.run(write_square, tasks(tmp_path, 3), tmp_path / "work")
@@ -98,6 +118,7 @@ import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
 from components.data import engine
 from test_engine import write_square, tasks
+engine.SMALL_BYTES = 0
 engine.run(write_square, tasks(Path({folder!r}), 8, sleep_s=0.4), Path({folder!r}) / "work")
 """
 
