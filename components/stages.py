@@ -23,8 +23,9 @@ from components.schema.config import BadInput
 from components.schema.data import DataConfig
 from components.schema.events import say
 from components.schema.jobs import Job
-from components.schema.recipe import EvalConfig, GateConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from components.schema.recipe import EvalConfig, GateConfig
 from components.schema.records import REVISIONS, File, Outcome, Record, file_md5, home
+from components.schema.training import ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 
 Say = Callable[[dict[str, Any]], None]
 SPARE_BYTES = 300 * 2**20  # what a stage may leave besides weights: databases, logs, items

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from components.schema.config import BadInput
-from components.schema.recipe import ModelConfig
+from components.schema.training import ModelConfig
 
 hf_logging.disable_progress_bar()  # a stage's log is read by people and by the dashboard; a bar per saved file is noise
 

@@ -11,18 +11,9 @@ from typing import Any
 
 from components.schema.config import Config
 from components.schema.data import DataConfig
-from components.schema.recipe import (
-    EvalConfig,
-    GateConfig,
-    ModelConfig,
-    PPOConfig,
-    PretrainConfig,
-    Recipe,
-    Resources,
-    RewardConfig,
-    SFTConfig,
-)
+from components.schema.recipe import EvalConfig, GateConfig, Recipe, Resources
 from components.schema.records import Artifact, Dataset, folder_of, identity_of
+from components.schema.training import ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 
 LINE = ("data", "pretrain", "sft", "reward", "ppo", "evaluate", "release")
 

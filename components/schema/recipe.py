@@ -12,147 +12,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from components.schema.config import BadInput, Config, Fraction, Name
 from components.schema.data import DataConfig, Suite
-
-# ---------------------------------------------------------------- model and training
-
-
-class ModelConfig(Config):
-    """A causal language model built by transformers from its configuration, from scratch."""
-
-    architecture: str = "llama"
-    """transformers' model_type: llama, qwen2, mistral, gpt2, ..."""
-    hidden_size: PositiveInt
-    """Width of the residual stream."""
-    layers: PositiveInt
-    """Number of transformer blocks."""
-    heads: PositiveInt
-    """Attention heads; must divide hidden_size."""
-    intermediate_size: PositiveInt
-    """Width of the feed-forward layer."""
-    context_tokens: Annotated[int, Field(ge=32)] = 256
-    """Longest sequence the model reads, in tokens."""
-    tie_embeddings: bool = True
-    """Share the input and output embedding matrices."""
-    extra: dict[str, Any] = {}
-    """Further fields of the architecture's own transformers configuration."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> ModelConfig:
-        if self.hidden_size % self.heads:
-            fits = [h for h in range(1, 65) if self.hidden_size % h == 0]
-            raise ValueError(f"hidden_size={self.hidden_size} is not a multiple of heads={self.heads}: heads would have unequal widths. Use heads in {fits}")
-        if (self.hidden_size // self.heads) % 2:
-            raise ValueError(f"hidden_size/heads={self.hidden_size // self.heads} is odd: rotary positions need pairs. Choose an even width per head")
-        return self
-
-
-class OptimConfig(Config):
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with linear warm-up and cosine decay."""
-
-    steps: PositiveInt
-    """Optimizer steps."""
-    batch_size: PositiveInt
-    """Sequences (pretraining, SFT) or pairs (reward model) in each optimizer step, over all processes together."""
-    learning_rate: PositiveFloat
-    """Peak learning rate."""
-    warmup_steps: NonNegativeInt = 20
-    """Steps of linear warm-up from zero."""
-    min_learning_rate_ratio: Fraction = 0.1
-    """Learning rate at the last step, as a share of the peak."""
-    weight_decay: NonNegativeFloat = 0.1
-    """Decoupled decay of matrices; norms and biases are never decayed."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    """AdamW's moment coefficients."""
-    grad_clip_norm: PositiveFloat = 1.0
-    """Gradients are scaled down to at most this global norm."""
-    checkpoint_every_steps: PositiveInt = 50
-    """A killed run goes on from the last multiple of this many steps."""
-
-    @model_validator(mode="after")
-    def _warmup_ends(self) -> OptimConfig:
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps={self.warmup_steps} is not below steps={self.steps}: the peak learning rate would never be reached. Lower warmup_steps")
-        return self
-
-
-class PretrainConfig(OptimConfig):
-    """Next-token prediction on packed token sequences of context_tokens."""
-
-    heldout_sequences: PositiveInt = 64
-    """Held-out sequences on which bits per byte are measured before and after."""
-
-
-class SFTConfig(OptimConfig):
-    """Supervised fine-tuning on chats; the loss counts the assistant's tokens and its end-of-turn token only."""
-
-    heldout_chats: PositiveInt = 256
-    """Held-out chats on which the loss is measured before and after."""
-
-
-class RewardConfig(OptimConfig):
-    """A scalar head learns which of two answers people prefer (Bradley-Terry loss; Ouyang et al. 2022, arXiv:2203.02155)."""
-
-    heldout_pairs: PositiveInt = 400
-    """Held-out pairs on which accuracy is measured before and after."""
-
-
-class PPOConfig(Config):
-    """Align the chat model against the reward model (Schulman et al. 2017, arXiv:1707.06347; Ziegler et al. 2019, arXiv:1909.08593)."""
-
-    iterations: PositiveInt
-    """Rounds of sampling and updating."""
-    rollout_size: PositiveInt = 64
-    """Prompts answered by the policy before each round of updates."""
-    minibatch_size: PositiveInt = 32
-    """Answers in each optimizer step; must divide rollout_size."""
-    epochs: PositiveInt = 2
-    """Passes over each round's answers."""
-    max_new_tokens: PositiveInt = 64
-    """Longest answer; one that has not ended by then is charged `unfinished_penalty`."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature of the rollouts."""
-    learning_rate: PositiveFloat = 3e-5
-    """Peak learning rate of policy and value head, held constant after warm-up."""
-    warmup_steps: NonNegativeInt = 5
-    """Optimizer steps of linear warm-up."""
-    kl_coef: NonNegativeFloat = 0.05
-    """Price, in reward units per nat, of moving away from the SFT model. 0 = unregularised."""
-    clip_range: PositiveFloat = 0.2
-    """The probability ratio counts only within 1 +- this."""
-    value_clip_range: PositiveFloat = 0.2
-    """The value may move at most this far from its old estimate before its loss stops counting."""
-    value_coef: NonNegativeFloat = 0.1
-    """Weight of the value loss beside the policy loss."""
-    gamma: Fraction = 1.0
-    """Discount per token."""
-    gae_lambda: Fraction = 0.95
-    """GAE's trade between bias and variance (Schulman et al. 2016, arXiv:1506.02438)."""
-    unfinished_penalty: NonNegativeFloat = 1.0
-    """Reward taken from an answer without an end-of-turn token."""
-    grad_clip_norm: PositiveFloat = 1.0
-    """Gradients are scaled down to at most this global norm."""
-    heldout_prompts: PositiveInt = 128
-    """Held-out prompts on which reward and KL are measured before and after."""
-    checkpoint_every_iterations: PositiveInt = 5
-    """A killed run goes on from the last multiple of this many iterations."""
-
-    @model_validator(mode="after")
-    def _minibatches_divide(self) -> PPOConfig:
-        if self.rollout_size % self.minibatch_size:
-            fits = [m for m in range(1, self.rollout_size + 1) if self.rollout_size % m == 0]
-            raise ValueError(
-                f"rollout_size={self.rollout_size} is not a multiple of minibatch_size={self.minibatch_size}: the last "
-                f"{self.rollout_size % self.minibatch_size} answers of every round would never train. Use minibatch_size in {fits}"
-            )
-        return self
-
+from components.schema.training import ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 
 # ---------------------------------------------------------------- evaluation and release
 
@@ -303,9 +170,23 @@ def _section(model: type[BaseModel], loc: tuple[Any, ...]) -> type[BaseModel]:
 
 
 class Resources(Config):
-    """What the machine gives. It never changes what is computed, only where and how fast."""
+    """What the machine gives. It never changes what is asked for, only where, how fast, and the rounding of sums."""
 
     threads: NonNegativeInt = 0
-    """CPU threads of a training process; 0 = as many as there are cores. Bit-identical results need the same number."""
+    """CPU threads of a training process; 0 = the cores shared evenly. Bit-identical results need the same number."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors live; auto takes a GPU where there is one."""
+    processes: PositiveInt = 1
+    """Training processes on this machine: one a GPU, or a few on a CPU (gloo). Batches and their order do not depend on it."""
+    nodes: PositiveInt = 1
+    """Machines; each starts the same stage with torchrun's --node-rank and --rdzv-endpoint."""
+    strategy: Literal["auto", "ddp", "fsdp", "tensor"] = "auto"
+    """ddp: a copy of the model in each process. fsdp: weights, gradients and moments sharded (FSDP2). tensor: matrices cut. auto: ddp for several processes."""
+    micro_batch_size: PositiveInt | None = None
+    """Sequences that stand in memory at once in each process; gradients are accumulated to the whole batch. Empty = the whole share of a process."""
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the model (torch.compile): faster steps after a minute or so; what it cost is reported. Needs a C++ compiler on a CPU."""
+    checkpoint_every_seconds: NonNegativeInt = 600
+    """Checkpoint at least this often, beside every checkpoint_every_steps; 0 = by steps alone."""

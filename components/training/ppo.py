@@ -32,8 +32,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.models.build import load, load_tokenizer, save, stop_ids
 from components.models.heads import scalar_model_from, values
 from components.schema.config import BadInput
-from components.schema.recipe import PPOConfig
 from components.schema.records import Outcome, Sample
+from components.schema.training import PPOConfig
 from components.training.batches import read_rows, visits
 from components.training.losses import gae, kl_k1, kl_k3, masked_mean, ppo_policy_loss, ppo_value_loss, whiten
 from components.training.reward import SCALE, score_texts

@@ -25,8 +25,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.models.build import build, count_parameters, load_tokenizer, save, stop_ids
 from components.models.generate import generate
 from components.schema.config import BadInput
-from components.schema.recipe import ModelConfig, PretrainConfig
 from components.schema.records import Outcome, Sample
+from components.schema.training import ModelConfig, PretrainConfig
 from components.training import tokens as token_files
 from components.training.optim import OptimizedModule
 from components.training.tokens import Schedule, TokenFile, TokenShards

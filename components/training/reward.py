@@ -24,8 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.models.build import load_tokenizer, save
 from components.models.heads import scalar_model_from, scores
 from components.schema.config import BadInput
-from components.schema.recipe import RewardConfig
 from components.schema.records import Outcome, Sample
+from components.schema.training import RewardConfig
 from components.training.batches import pad_right, read_rows, visits
 from components.training.losses import bradley_terry
 from components.training.optim import OptimizedModule

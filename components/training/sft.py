@@ -23,8 +23,8 @@ from components.models.build import load, load_tokenizer, save, stop_ids
 from components.models.generate import generate
 from components.models.heads import logits_at
 from components.schema.config import BadInput
-from components.schema.recipe import SFTConfig
 from components.schema.records import Outcome, Sample
+from components.schema.training import SFTConfig
 from components.training.batches import Packed, lay_out, pack, read_rows, visits
 from components.training.optim import OptimizedModule
 from components.training.template import encode, encode_prompts, preflight, write_contract

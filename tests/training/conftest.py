@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from components.models.build import load_tokenizer
-from components.schema.recipe import ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from components.schema.training import ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from components.training import ppo, pretrain, reward, sft
 from components.training.trainer import Context
 

@@ -8,7 +8,7 @@ import torch
 from components.models.build import load, load_tokenizer, stop_ids
 from components.models.heads import values
 from components.schema.config import BadInput
-from components.schema.recipe import PPOConfig
+from components.schema.training import PPOConfig
 from components.training.ppo import PPO, answer_values, comparison, explained, in_chunks, load_scorer, read_prompts, token_rewards
 from components.training.rollouts import answer_logprobs, lay_out_rollout, sample
 

@@ -132,7 +132,7 @@ def test_a_work_folder_of_another_run_is_refused(line, tmp_path):
 CHILD = """
 import sys, torch
 from pathlib import Path
-from components.schema.recipe import ModelConfig, PretrainConfig
+from components.schema.training import ModelConfig, PretrainConfig
 from components.training import pretrain
 from components.training.trainer import Context
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from components.models.build import load, load_tokenizer
 from components.models.heads import scalar_model_from
 from components.schema.config import BadInput
-from components.schema.recipe import OptimConfig
+from components.schema.training import OptimConfig
 from components.training import sft
 from components.training.batches import lay_out
 from components.training.optim import learning_rate_share, parameter_groups
