@@ -26,11 +26,12 @@ STAGES = ("data", "plan-data", "pin-data", "pretrain", "sft", "reward", "ppo", "
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m components", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=(*DATA_STEPS, *STAGES, "batch", "data-diff", "chat"), help="what to run")
+    parser.add_argument("stage", choices=(*DATA_STEPS, *STAGES, "work", "batch", "data-diff", "chat"), help="what to run")
     parser.add_argument("revisions", nargs="*", help="one or two Git revisions (data-diff)")
     parser.add_argument("--config", type=Path, help="YAML: params.yaml for a data step, a job for a stage")
     parser.add_argument("--dataset", help="which dataset of params.yaml (data steps, data-diff)")
     parser.add_argument("--json", action="store_true", help="print JSON (data-diff)")
+    parser.add_argument("--run", help="MLflow run id (work)")
     parser.add_argument("--step", type=int, help="optimizer step (batch)")
     parser.add_argument("--out", type=Path, help="folder to write (data steps; a stage's follows from its identity)")
     parser.add_argument("--model", help="models:/name@alias, models:/name/version or a folder (chat)")
@@ -50,6 +51,8 @@ def main() -> int:
             from components.data.versioning import differences
 
             differences.main(args.revisions, args.dataset, args.json)
+        elif args.stage == "work":
+            _work(args.config, args.out, args.run)
         elif args.stage == "batch":
             from components import stages
             from components.schema.jobs import Job
@@ -73,6 +76,19 @@ def main() -> int:
         _say_error(f"disk: no space left while writing {error.filename or 'a file'}. What was finished is kept. Free some space and run the same command again")
         return 2
     return 0
+
+
+def _work(config: Path, out: Path, run_id: str) -> None:
+    """One training process of a stage; its BadInput is said by the stage."""
+    from components import processes, stages
+    from components.schema.config import BadInput
+    from components.schema.jobs import Job
+
+    try:
+        stages.work(Job.model_validate(yaml.safe_load(config.read_text())), out, run_id)
+    except BadInput as error:
+        processes.tell(error, out)
+        sys.exit(2)
 
 
 def _end_with_parent() -> None:

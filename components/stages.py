@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from components import processes
 from components.launch import verdict
 from components.schema.config import BadInput
 from components.schema.data import DataConfig
@@ -56,7 +57,7 @@ def _produce(job: Job, folder: Path) -> None:
     with _tracked(job) as tracked:
         import_module(WORKS_WITH[job.stage])
         began = time.time()
-        outcome = RUN[job.stage](job, partial, tracked)
+        outcome = _done(job, partial, tracked.run_id)
         record = Record(
             stage=job.stage,
             identity=job.identity,
@@ -74,6 +75,20 @@ def _produce(job: Job, folder: Path) -> None:
         if folder.exists():  # damaged, or it would have been reused: kept aside, never deleted
             folder.rename(folder.with_name(f"{folder.name}.damaged-{int(time.time())}"))
         partial.rename(folder)
+
+
+def _done(job: Job, out: Path, run_id: str) -> Outcome:
+    """The stage's work: here, or in as many processes as it is given."""
+    if job.stage in TRAINING and job.run.resources.processes * job.run.resources.nodes > 1:
+        return processes.run(job, out, run_id)
+    return RUN[job.stage](job, out, run_id)
+
+
+def work(job: Job, out: Path, run_id: str) -> None:
+    """What each training process of a stage does; the first one hands over what came out."""
+    outcome = RUN[job.stage](job, out, run_id)
+    if processes.rank() == 0:
+        processes.hand_over(outcome, out)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -143,7 +158,7 @@ def print_batch(job: Job, step: int) -> None:
     print("\n".join(trace.lines(trace.trace(_path(job, "tokens").parent, places))))
 
 
-def _pretrain(job: Job, out: Path, tracked: Tracked) -> Outcome:
+def _pretrain(job: Job, out: Path, run_id: str) -> Outcome:
     from components.training import pretrain
 
     return pretrain.run(
@@ -153,30 +168,30 @@ def _pretrain(job: Job, out: Path, tracked: Tracked) -> Outcome:
         _path(job, "mix"),
         _path(job, "tokenizer"),
         out,
-        _context(job, tracked),
+        _context(job, run_id),
     )
 
 
-def _sft(job: Job, out: Path, tracked: Tracked) -> Outcome:
+def _sft(job: Job, out: Path, run_id: str) -> Outcome:
     from components.training import sft
 
-    return sft.run(SFTConfig.model_validate(job.config["sft"]), _path(job, "base"), _path(job, "chats"), out, _context(job, tracked))
+    return sft.run(SFTConfig.model_validate(job.config["sft"]), _path(job, "base"), _path(job, "chats"), out, _context(job, run_id))
 
 
-def _reward(job: Job, out: Path, tracked: Tracked) -> Outcome:
+def _reward(job: Job, out: Path, run_id: str) -> Outcome:
     from components.training import reward
 
-    return reward.run(RewardConfig.model_validate(job.config["reward"]), _path(job, "chat"), _path(job, "preferences"), out, _context(job, tracked))
+    return reward.run(RewardConfig.model_validate(job.config["reward"]), _path(job, "chat"), _path(job, "preferences"), out, _context(job, run_id))
 
 
-def _ppo(job: Job, out: Path, tracked: Tracked) -> Outcome:
+def _ppo(job: Job, out: Path, run_id: str) -> Outcome:
     from components.training import ppo
 
     config = PPOConfig.model_validate(job.config["ppo"])
-    return ppo.run(config, _path(job, "chat"), _path(job, "scorer"), _path(job, "preferences"), out, _context(job, tracked))
+    return ppo.run(config, _path(job, "chat"), _path(job, "scorer"), _path(job, "preferences"), out, _context(job, run_id))
 
 
-def _evaluate(job: Job, out: Path, tracked: Tracked) -> Outcome:
+def _evaluate(job: Job, out: Path, run_id: str) -> Outcome:
     from components.evaluation import harness
 
     _use_threads(job)
@@ -185,13 +200,13 @@ def _evaluate(job: Job, out: Path, tracked: Tracked) -> Outcome:
     return harness.run(config, models, _path(job, "benchmarks"), _path(job, "tokens"), out, say, job.config["seed"])
 
 
-def _release(job: Job, out: Path, tracked: Tracked) -> Outcome:
+def _release(job: Job, out: Path, run_id: str) -> Outcome:
     """The gate compares with the champion as it stands now; the registry does what it decided."""
     from components.evaluation import gate
     from components.registry import models
 
     config = GateConfig.model_validate(job.config["gate"])
-    scores = Record.read(_path(job, "report")).figures["scores"]["policy"]
+    scores = Record.read(_path(job, "report")).figures["scores"][job.config["role"]]
     kept = out / "work" / "decision.json"  # decided once: after a kill the champion may already be this very policy
     if not kept.exists():
         champion = models.champion(config.model_name)
@@ -203,9 +218,9 @@ def _release(job: Job, out: Path, tracked: Tracked) -> Outcome:
     decided = json.loads(kept.read_text())
     version = models.release(
         name=config.model_name,
-        checkpoint=_path(job, "policy"),
-        run_id=tracked.run_id,
-        identity=job.inputs["policy"].identity,
+        checkpoint=_path(job, "model"),
+        run_id=run_id,
+        identity=job.inputs["model"].identity,
         scores=scores,
         promote=decided["action"] == "promote",
         tags={"modelyard.reason": decided["reason"], "modelyard.recipe_hash": job.run.recipe_hash, "modelyard.recipe": job.run.recipe_name},
@@ -220,7 +235,9 @@ def _release(job: Job, out: Path, tracked: Tracked) -> Outcome:
     return Outcome(figures=figures)
 
 
-RUN: dict[str, Callable[[Job, Path, Tracked], Outcome]] = {
+TRAINING = ("pretrain", "sft", "reward")  # what several processes can do together; a policy samples in one
+
+RUN: dict[str, Callable[[Job, Path, str], Outcome]] = {
     "pretrain": _pretrain,
     "sft": _sft,
     "reward": _reward,
@@ -268,9 +285,8 @@ def _check_inputs(job: Job) -> None:
 def _check_disk(job: Job) -> None:
     """Weights, optimizer and two checkpoints must fit before an hour is spent on them."""
     weights = sum(p.stat().st_size for part in job.inputs.values() for p in Path(part.path).glob("*.safetensors"))
-    if model := job.config.get("model"):
-        width, layers = model["hidden_size"], model["layers"]
-        weights = 4 * (2 * 65_536 * width + layers * (4 * width**2 + 3 * width * model["intermediate_size"]))
+    if (model := job.config.get("model")) and (width := model["hidden_size"]):
+        weights = 4 * (2 * 65_536 * width + model["layers"] * (4 * width**2 + 3 * width * (model["intermediate_size"] or 4 * width)))
     need = 10 * weights + SPARE_BYTES  # weights 1, optimizer 2, in each of three checkpoints, and the result
     home().mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(home()).free
@@ -330,16 +346,19 @@ def _tracked(job: Job) -> Iterator[Tracked]:
         raise
 
 
-def _context(job: Job, tracked: Tracked) -> Any:
-    """What a training loop is handed: seed, logger, voice, device."""
+def _context(job: Job, run_id: str) -> Any:
+    """What a training loop is handed: seed, logger, voice, what the machine gives. Of several processes only the first one speaks and logs."""
     _use_threads(job)
+    from components.registry import tracking
     from components.stage_logger import StageLogger
     from components.training.trainer import Context
 
-    return Context(seed=job.config["seed"], loggers=[StageLogger(tracked.tracking.MetricSink(tracked.run_id))], emit=say, accelerator=job.run.resources.accelerator)
+    first = processes.rank() == 0
+    loggers = [StageLogger(tracking.MetricSink(run_id))] if first else []
+    return Context(seed=job.config["seed"], loggers=loggers, emit=say if first else lambda event: None, resources=job.run.resources)
 
 
 def _use_threads(job: Job) -> None:
     import torch
 
-    torch.set_num_threads(job.run.resources.threads or os.cpu_count() or 1)
+    torch.set_num_threads(job.run.resources.threads or max(1, (os.cpu_count() or 1) // job.run.resources.processes))

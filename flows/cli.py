@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from components.schema.config import BadInput
-from components.schema.jobs import LINE, Run, line
+from components.schema.jobs import LINE, SECTIONS, Job, Run, line, stages
 from components.schema.jobs import data as data_job
 from components.schema.recipe import Recipe, Resources
 from components.schema.records import Dataset, Record, digest, home
@@ -39,6 +39,7 @@ app.add_typer(data_app, name="data")
 RecipePath = Annotated[Path, typer.Argument(help="Recipe file, such as recipes/tiny.yaml.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override one value of the recipe; may be given many times.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of a stage; 0 = one per core. Bit-identical results need the same number.")]
+On = Annotated[list[str] | None, typer.Option("--on", metavar="key=value", help=f"What this machine gives; may be given many times: {', '.join(Resources.model_fields)}.")]
 
 
 @app.command()
@@ -48,14 +49,15 @@ def run(
     plan: Annotated[bool, typer.Option("--plan", help="Say what each stage would do and why; run nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a machine-readable summary last.")] = False,
     threads: Threads = 0,
+    on: On = None,
 ) -> None:
     """Run a recipe from raw text to a released model. What stands already is reused; what was cut off goes on."""
     with errors_told():
         resolved = Recipe.load(recipe, sets or [])
         root()
         if plan:
-            return _print_plan(resolved, Resources(threads=threads), as_json)
-        _run(resolved, Resources(threads=threads), recipe, as_json)
+            return _print_plan(resolved, Resources.parse(threads, on), as_json)
+        _run(resolved, Resources.parse(threads, on), recipe, as_json)
 
 
 @app.command()
@@ -64,6 +66,7 @@ def stage(
     recipe: RecipePath,
     sets: Sets = None,
     threads: Threads = 0,
+    on: On = None,
 ) -> None:
     """Run one stage alone, on the results of earlier stages that stand on disk."""
     with errors_told():
@@ -71,7 +74,9 @@ def stage(
         root()
         if name not in LINE:
             raise BadInput(f"stage: {name!r} is not a stage, so nothing was started. Stages in order: {', '.join(LINE)}")
-        _run_stage(name, resolved, Resources(threads=threads))
+        if name not in stages(resolved):
+            raise BadInput(f"stage: {resolved.name} has no section `{SECTIONS[name]}`, so there is no {name} to run. Its stages: {', '.join(stages(resolved))}")
+        _run_stage(name, resolved, Resources.parse(threads, on))
 
 
 @app.command()
@@ -176,7 +181,7 @@ def data_batch(
             raise BadInput(f"batch: step {step} is not one of this recipe's pretraining steps, which go from 0 to {resolved.pretrain.steps - 1}. Choose one of them")
         from components.launch import show
 
-        job = line(resolved, dataset, Run(seed=resolved.seed))["pretrain"]
+        job = _line(resolved, dataset, Run(seed=resolved.seed))["pretrain"]
         raise typer.Exit(show("batch", job.model_dump(mode="json"), "--step", str(step)))
 
 
@@ -203,7 +208,7 @@ def _run(recipe: Recipe, resources: Resources, path: Path, as_json: bool) -> Non
 
     began = time.time()
     console = _console()
-    console.print(f"[bold]modelyard[/] {recipe.name}: {' → '.join(LINE)}", highlight=False)
+    console.print(f"[bold]modelyard[/] {recipe.name}: {' → '.join(stages(recipe))}", highlight=False)
     from components.registry import tracking
 
     threading.Thread(target=tracking.prepare, daemon=True).start()  # a new database takes seconds; the server's start hides them
@@ -246,7 +251,7 @@ def _one_flow(name: str, recipe: Recipe, given: Run) -> None:
     stale, dataset = _data_plan(recipe, given.resources)
     if dataset is None:
         raise BadInput(f"{name}: its data is not current ({', '.join(stale)}), so it has nothing to read. Run first: modelyard stage data RECIPE")
-    jobs = line(recipe, dataset, given)
+    jobs = _line(recipe, dataset, given)
     job = jobs[name]
     for earlier in jobs.values():
         if earlier.output in job.inputs.values() and verdict(earlier).action != "reuse":
@@ -272,11 +277,11 @@ def _one_flow(name: str, recipe: Recipe, given: Run) -> None:
         case "evaluate":
             from flows.evaluate import evaluate
 
-            evaluate(recipe.evals, {role: inputs[role] for role in ("base", "chat", "policy")}, dataset, given)
+            evaluate(recipe.evals, {role: inputs[role] for role in ("base", "chat", "policy") if role in inputs}, dataset, given)
         case "release":
             from flows.release import release
 
-            release(recipe.gate, inputs["policy"], inputs["report"], given)
+            release(recipe.gate, {job.config["role"]: inputs["model"]}, inputs["report"], given)
 
 
 @contextmanager
@@ -364,6 +369,13 @@ def _data_plan(recipe: Recipe, resources: Resources) -> tuple[dict[str, str], Da
     return answer["stale"], answer["dataset"] and Dataset.model_validate(answer["dataset"])
 
 
+def _line(recipe: Recipe, dataset: Dataset, run: Run) -> dict[str, Job]:
+    """Every job after the data."""
+    from components.registry.weights import locate
+
+    return line(recipe, dataset, run, locate(recipe.model.init_from))
+
+
 def _plan(recipe: Recipe, resources: Resources) -> dict[str, dict[str, str]]:
     from components.launch import verdict
 
@@ -371,9 +383,9 @@ def _plan(recipe: Recipe, resources: Resources) -> dict[str, dict[str, str]]:
     if dataset is None:
         why = "; ".join(f"{name}: {reason}" for name, reason in stale.items())
         rows = {"data": {"action": "run", "reason": why}}
-        return rows | {name: {"action": "run", "reason": "its data will be made first; whether it changes is known then"} for name in LINE[1:]}
+        return rows | {name: {"action": "run", "reason": "its data will be made first; whether it changes is known then"} for name in stages(recipe)[1:]}
     rows = {"data": {"action": "reuse", "reason": "DVC: every data stage is current"}}
-    for name, job in line(recipe, dataset, Run(seed=recipe.seed, resources=resources)).items():
+    for name, job in _line(recipe, dataset, Run(seed=recipe.seed, resources=resources)).items():
         action, reason = verdict(job)
         rows[name] = {"action": action, "reason": reason, "folder": str(job.folder)}
     return rows

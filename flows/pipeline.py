@@ -22,9 +22,17 @@ def train_and_release(recipe: Recipe, resources: Resources = Resources()) -> Rec
     """Each line is a stage; a run that died in alignment starts again at alignment."""
     run: Run = open_run(recipe, resources)
     data = prepare_data(recipe.data, run)
-    base = pretrain(recipe.model, recipe.pretrain, data, run).artifact()
-    chat = finetune(recipe.sft, base, data, run).artifact()
-    scorer = fit_reward_model(recipe.reward, chat, data, run).artifact()
-    policy = align(recipe.align, chat, scorer, data, run).artifact()
-    report = evaluate(recipe.evals, {"base": base, "chat": chat, "policy": policy}, data, run).artifact()
-    return finish_run(run, release(recipe.gate, policy, report, run))
+    last = pretrain(recipe.model, recipe.pretrain, data, run)
+    models = {"base": last.artifact()}
+    if recipe.sft:
+        last = finetune(recipe.sft, models["base"], data, run)
+        models["chat"] = last.artifact()
+    if recipe.reward:
+        scorer = fit_reward_model(recipe.reward, models["chat"], data, run).artifact()
+    if recipe.align:
+        last = align(recipe.align, models["chat"], scorer, data, run)
+        models["policy"] = last.artifact()
+    if recipe.evals:
+        report = evaluate(recipe.evals, models, data, run).artifact()
+        last = release(recipe.gate, models, report, run)
+    return finish_run(run, last)

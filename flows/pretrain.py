@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
+from components.registry.weights import locate
 from components.schema import jobs
 from components.schema.jobs import Run
 from components.schema.records import Dataset, Record
@@ -14,5 +15,5 @@ from flows.tasks import run_stage
 
 @flow(name="pretrain", flow_run_name="pretrain {run.recipe_name}")
 def pretrain(model: ModelConfig, config: PretrainConfig, data: Dataset, run: Run = Run()) -> Record:
-    """Train a causal language model from scratch on the dataset's tokens."""
-    return training_card(run_stage(jobs.pretrain(model, config, data, run)))
+    """Train a language model on the dataset's tokens, from scratch or from the weights that `model.init_from` names."""
+    return training_card(run_stage(jobs.pretrain(model, config, data, run, locate(model.init_from))))

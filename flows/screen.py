@@ -96,8 +96,8 @@ def _measure_line(record: Record) -> str:
         line = f"{f[name + '_before']:{form}} → {f[name + '_after']:{form}} {unit}"
         return line + (f" at KL {f['kl']:.2f} nats" if "kl" in f else "")
     if record.stage == "evaluate":
-        policy = record.figures["scores"].get("policy", {})
-        return "  ".join(f"{suite} {s['score']:.2f}" for suite, s in policy.items())
+        last = list(record.figures["scores"].values())[-1]
+        return "  ".join(f"{suite} {s['score']:.2f}" for suite, s in last.items())
     if record.stage == "release":
         return f"{record.figures['uri']} {record.figures['action']}"
     return f"{record.figures['tokens'].get('train_tokens', 0):,} tokens, {record.figures['chats'].get('train', 0):,} chats"

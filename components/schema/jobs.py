@@ -16,6 +16,7 @@ from components.schema.records import Artifact, Dataset, folder_of, identity_of
 from components.schema.training import ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 
 LINE = ("data", "pretrain", "sft", "reward", "ppo", "evaluate", "release")
+SECTIONS = {"sft": "sft", "reward": "reward", "ppo": "align", "evaluate": "evals", "release": "evals"}  # a stage is in the line where its section is given
 
 
 class Run(Config):
@@ -61,11 +62,13 @@ def data(config: DataConfig, run: Run) -> Job:
     return Job(stage="data", config=_plain(data=config), run=run)
 
 
-def pretrain(model: ModelConfig, config: PretrainConfig, dataset: Dataset, run: Run) -> Job:
+def pretrain(model: ModelConfig, config: PretrainConfig, dataset: Dataset, run: Run, weights: Artifact | None = None) -> Job:
+    """`weights`: what model.init_from names."""
+    given = {"weights": weights} if weights else {}
     return Job(
         stage="pretrain",
         config=_plain(model=model, pretrain=config, seed=run.seed),
-        inputs={"tokens": dataset.tokens, "mix": dataset.mix, "tokenizer": dataset.tokenizer},
+        inputs={"tokens": dataset.tokens, "mix": dataset.mix, "tokenizer": dataset.tokenizer, **given},
         run=run,
     )
 
@@ -97,19 +100,33 @@ def evaluate(config: EvalConfig, models: dict[str, Artifact], dataset: Dataset, 
     )
 
 
-def release(config: GateConfig, policy: Artifact, report: Artifact, run: Run) -> Job:
-    return Job(stage="release", config=_plain(gate=config), inputs={"policy": policy, "report": report}, run=run)
+def release(config: GateConfig, models: dict[str, Artifact], report: Artifact, run: Run) -> Job:
+    """The last model of the line is released: policy, else chat, else base."""
+    role = list(models)[-1]
+    return Job(stage="release", config=_plain(gate=config, role=role), inputs={"model": models[role], "report": report}, run=run)
 
 
-def line(recipe: Recipe, dataset: Dataset, run: Run) -> dict[str, Job]:
-    """Every stage after the data, in order, by name."""
-    base = pretrain(recipe.model, recipe.pretrain, dataset, run)
-    chat = sft(recipe.sft, base.output, dataset, run)
-    scorer = reward(recipe.reward, chat.output, dataset, run)
-    policy = ppo(recipe.align, chat.output, scorer.output, dataset, run)
-    report = evaluate(recipe.evals, {"base": base.output, "chat": chat.output, "policy": policy.output}, dataset, run)
-    out = release(recipe.gate, policy.output, report.output, run)
-    return {job.stage: job for job in (base, chat, scorer, policy, report, out)}
+def stages(recipe: Recipe) -> tuple[str, ...]:
+    """The stages of a recipe's line, in order."""
+    return tuple(name for name in LINE if name not in SECTIONS or getattr(recipe, SECTIONS[name]))
+
+
+def line(recipe: Recipe, dataset: Dataset, run: Run, weights: Artifact | None = None) -> dict[str, Job]:
+    """Every stage after the data, in order, by name. `weights`: what model.init_from names."""
+    made = {"pretrain": pretrain(recipe.model, recipe.pretrain, dataset, run, weights)}
+    models = {"base": made["pretrain"].output}
+    if recipe.sft:
+        made["sft"] = sft(recipe.sft, models["base"], dataset, run)
+        models["chat"] = made["sft"].output
+    if recipe.reward:
+        made["reward"] = reward(recipe.reward, models["chat"], dataset, run)
+    if recipe.align:
+        made["ppo"] = ppo(recipe.align, models["chat"], made["reward"].output, dataset, run)
+        models["policy"] = made["ppo"].output
+    if recipe.evals:
+        made["evaluate"] = evaluate(recipe.evals, models, dataset, run)
+        made["release"] = release(recipe.gate, models, made["evaluate"].output, run)
+    return made
 
 
 def _plain(**parts: Any) -> dict[str, Any]:

@@ -62,33 +62,37 @@ class Recipe(Config):
     data: DataConfig
     """Documents, chats, preference pairs, benchmarks."""
     model: ModelConfig
-    """The model that is trained from scratch."""
+    """The model that is trained, from scratch or from weights that exist."""
     pretrain: PretrainConfig
     """Raw text to a base model."""
-    sft: SFTConfig
-    """Base model to a chat model."""
-    reward: RewardConfig
+    sft: SFTConfig | None = None
+    """Base model to a chat model; empty = the line ends before it."""
+    reward: RewardConfig | None = None
     """Chat model to a reward model."""
-    align: PPOConfig
+    align: PPOConfig | None = None
     """Chat model to an aligned policy."""
-    evals: EvalConfig
-    """How base, chat and aligned model are measured."""
+    evals: EvalConfig | None = None
+    """How base, chat and aligned model are measured; empty = they are not, and nothing is released."""
     gate: GateConfig = GateConfig()
     """What a release takes."""
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
         problems = []
-        if missing := [s for s in self.evals.suites if s not in self.data.benchmarks]:
+        if self.evals and (missing := [s for s in self.evals.suites if s not in self.data.benchmarks]):
             problems.append(f"evals.suites names {missing}, which data.benchmarks does not hold: they could not be measured. Add them to data.benchmarks")
-        if self.evals.max_new_tokens >= self.model.context_tokens:
-            problems.append(f"evals.max_new_tokens={self.evals.max_new_tokens} leaves no room for a prompt in model.context_tokens={self.model.context_tokens}. Lower it")
-        if self.align.max_new_tokens >= self.model.context_tokens:
-            problems.append(f"align.max_new_tokens={self.align.max_new_tokens} leaves no room for a prompt in model.context_tokens={self.model.context_tokens}. Lower it")
-        if not self.data.curriculum and not self.data.chats:
+        for name, section in (("evals", self.evals), ("align", self.align)):
+            if section and section.max_new_tokens >= self.model.context_tokens:
+                problems.append(f"{name}.max_new_tokens={section.max_new_tokens} leaves no room for a prompt in model.context_tokens={self.model.context_tokens}. Lower it")
+        if self.sft and not self.data.curriculum and not self.data.chats:
             problems.append("data has neither chats nor a curriculum: SFT would have nothing to learn from. Add a source under data.chats")
-        if not self.data.curriculum and not self.data.preferences:
+        if self.reward and not self.data.curriculum and not self.data.preferences:
             problems.append("data has neither preferences nor a curriculum: the reward model would have nothing to learn from. Add a source under data.preferences")
+        for name, needs in (("reward", "sft"), ("align", "sft"), ("align", "reward")):
+            if getattr(self, name) and not getattr(self, needs):
+                problems.append(f"{name} is given and {needs} is not: it would have no model to start from. Add the section {needs}, or remove {name}")
+        if self.pretrain.objective == "masked" and (told := [name for name in ("sft", "reward", "align", "evals") if getattr(self, name)]):
+            problems.append(f"pretrain.objective is masked, and a model that reads in both directions cannot answer: {', '.join(told)} would have nothing to work on. Remove these sections")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -123,15 +127,15 @@ class Recipe(Config):
             raise BadInput(f"recipe: {where} has {len(lines)} problem(s); nothing was started:\n" + "\n".join(f"  - {line}" for line in lines)) from None
 
 
-def _assign(raw: dict[str, Any], assignment: str) -> None:
-    """Apply one `a.b=value` to a raw recipe; the value is read as YAML, so `3`, `null`, `[a, b]` mean what they say."""
+def _assign(raw: dict[str, Any], assignment: str, option: str = "--set", example: str = "sft.steps=50") -> None:
+    """Apply one `a.b=value` to a raw mapping; the value is read as YAML, so `3`, `null`, `[a, b]` mean what they say."""
     keys, equals, text = assignment.partition("=")
     if not equals or not keys:
-        raise BadInput(f"--set {assignment!r} is not of the form a.b=value, so it changes nothing. Write for example --set sft.steps=50")
+        raise BadInput(f"{option} {assignment!r} is not of the form a.b=value, so it changes nothing. Write for example {option} {example}")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise BadInput(f"--set {assignment!r}: the value is not YAML. Quote it, for example --set 'data.name=\"x\"'") from None
+        raise BadInput(f"{option} {assignment!r}: the value is not YAML. Quote it, for example {option} 'data.name=\"x\"'") from None
     *parents, last = keys.split(".")
     node = raw
     for key in parents:
@@ -139,7 +143,7 @@ def _assign(raw: dict[str, Any], assignment: str) -> None:
             node[key] = {}
         node = node[key]
         if not isinstance(node, dict):
-            raise BadInput(f"--set {assignment!r}: `{key}` is not a section, so it has no `{last}`. Set the whole of `{key}` instead")
+            raise BadInput(f"{option} {assignment!r}: `{key}` is not a section, so it has no `{last}`. Set the whole of `{key}` instead")
     node[last] = value
 
 
@@ -190,3 +194,14 @@ class Resources(Config):
     """Compile the model (torch.compile): faster steps after a minute or so; what it cost is reported. Needs a C++ compiler on a CPU."""
     checkpoint_every_seconds: NonNegativeInt = 600
     """Checkpoint at least this often, beside every checkpoint_every_steps; 0 = by steps alone."""
+
+    @classmethod
+    def parse(cls, threads: int, given: Sequence[str] | None = None) -> Resources:
+        """`given`: key=value, as on a command line. Errors: BadInput."""
+        raw: dict[str, Any] = {"threads": threads}
+        for assignment in given or ():
+            _assign(raw, assignment, "--on", "processes=2")
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise BadInput("\n".join(f"--on {_explain(problem, cls)}" for problem in error.errors())) from None

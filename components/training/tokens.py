@@ -100,6 +100,14 @@ class TokenFile:
         return np.unique(np.linspace(0, self.n - 1, min(count, self.n)).astype(int)).tolist()
 
 
+def heldout_by_domain(folder: Path, length: int, vocab_size: int) -> dict[str, TokenFile]:
+    """The held-out tokens of each domain, the first shard's; a domain without one whole sequence is left out."""
+    report = read_report(folder)
+    shards = sorted((folder / "heldout").glob("*.bin"), reverse=True)  # so that of each domain the first one stays
+    files = {path.stem.rpartition("-")[0]: TokenFile(path, length, vocab_size, report["dtype"]) for path in shards}
+    return {domain: file for domain, file in sorted(files.items()) if file.n}
+
+
 def heldout(folder: Path, length: int, vocab_size: int) -> TokenFile:
     """The held-out tokens of all domains. Errors: BadInput."""
     file = TokenFile(folder / "heldout.bin", length, vocab_size, read_report(folder)["dtype"])
@@ -156,10 +164,12 @@ def _checked(path: Path, tokens: int, length: int, vocab_size: int, dtype: str) 
 class Schedule:
     """Domain and sequence at each position of a training."""
 
-    def __init__(self, mix: Mix, sizes: np.ndarray, steps: int, batch_size: int, seed: int) -> None:
-        """`sizes`: (domains,) sequences of each. Errors: BadInput where all data, repeated as often as allowed, do not reach."""
-        self.sizes, self.batch_size, self.seed, self.n = sizes, batch_size, seed, steps * batch_size
-        self.counts = allot(mix, sizes, steps, batch_size)
+    def __init__(self, mix: Mix, sizes: np.ndarray, steps: int, batch_size: int | np.ndarray, seed: int) -> None:
+        """`sizes`: (domains,) sequences of each; `batch_size`: of every step, or (steps,). Errors: BadInput where all data, repeated as often as allowed, do not reach."""
+        self.ends = np.cumsum(np.broadcast_to(np.asarray(batch_size, np.int64), steps))
+        """(steps,) positions after each step"""
+        self.sizes, self.seed, self.n = sizes, seed, int(self.ends[-1])
+        self.counts = allot(mix, sizes, self.ends)
         """(phases, domains) positions"""
         self._domains = np.concatenate([spread_evenly(row) for row in self.counts])  # (positions,)
         starts = np.arange(0, self.n, BLOCK)
@@ -169,8 +179,10 @@ class Schedule:
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Domains and sequences of a step, both (B,): the rank's share of them, where `world` processes divide the batch."""
-        share = range(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
-        return self.at(step * self.batch_size + share.start, len(share))
+        start = int(self.ends[step - 1]) if step else 0
+        size = int(self.ends[step]) - start
+        share = range(rank * size // world, (rank + 1) * size // world)
+        return self.at(start + share.start, len(share))
 
     def at(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Domains and sequences at positions start ... start+count-1, both (count,)."""
@@ -201,7 +213,7 @@ class Schedule:
         return self.counts.sum(axis=0)
 
 
-def places(tokens: Path, mix: Path, *, length: int, steps: int, batch_size: int, seed: int, step: int) -> list[dict[str, Any]]:
+def places(tokens: Path, mix: Path, *, length: int, steps: int, batch_size: int | np.ndarray, seed: int, step: int) -> list[dict[str, Any]]:
     """Where each sequence of a step's batch stands: {"domain", "shard", "start", "stop"}. Errors: BadInput for a step that there is not."""
     if not 0 <= step < steps:
         raise BadInput(f"batch: step {step} is not one of this training's, which are 0 to {steps - 1}: it has no batch. Give one of them")
@@ -213,9 +225,10 @@ def places(tokens: Path, mix: Path, *, length: int, steps: int, batch_size: int,
 # ---------------------------------------------------------------- how many positions each domain gets
 
 
-def allot(mix: Mix, sizes: np.ndarray, steps: int, batch_size: int) -> np.ndarray:
-    """Positions of each domain in each phase: (phases, domains) int64, rows summing to the phase's positions. Errors: BadInput."""
-    ends = np.round(np.array(mix.until) * steps).astype(np.int64) * batch_size
+def allot(mix: Mix, sizes: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Positions of each domain in each phase: (phases, domains) int64, rows summing to the phase's positions. `after`: (steps,) positions. Errors: BadInput."""
+    steps = np.round(np.array(mix.until) * len(after)).astype(np.int64)
+    ends = np.concatenate([[0], after])[steps]
     lengths = np.diff(ends, prepend=0)
     most = np.floor(mix.max_epochs * sizes).astype(np.int64)
     counts = np.stack([_whole(share, n) for share, n in zip(_within(mix.probabilities, lengths, most), lengths, strict=True)])

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from components.schema.config import BadInput
-from components.schema.recipe import Recipe
+from components.schema.jobs import LINE, stages
+from components.schema.recipe import Recipe, Resources
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "recipes" / "tiny.yaml"
@@ -42,6 +43,11 @@ REFUSED = {
     "no source at all": (["data.curriculum=null", "data.benchmarks=[]", "evals.suites=[]", "data.sources=[]"], ["nothing to train on"]),
     "a source without its path": (["data.sources=[{kind: files}]"], ["data.sources.0", "`path`"]),
     "an answer longer than the context": (["align.max_new_tokens=160"], ["align.max_new_tokens=160", "model.context_tokens=160"]),
+    "a reward model without a chat model": (["sft=null", "align=null"], ["reward is given and sft is not", "remove reward"]),
+    "an encoder that is to chat": (["pretrain.objective=masked"], ["objective is masked", "sft, reward, align, evals"]),
+    "weights to begin from and dimensions too": (["model.init_from=models:/x@champion"], ["init_from='models:/x@champion' brings its own dimensions", "hidden_size"]),
+    "no dimensions at all": (["model={}"], ["hidden_size and layers not given", "init_from"]),
+    "an inverse square root without warm-up": (["pretrain.schedule=inverse_sqrt", "pretrain.warmup_steps=0"], ["inverse_sqrt", "Give warmup_steps"]),
     "a --set without a value": (["sft.steps"], ["--set", "a.b=value"]),
     "a --set below a number": (["seed.x=1"], ["`seed` is not a section"]),
     "a name that cannot be a folder": (["data.name=../up"], ["data.name"]),
@@ -55,6 +61,21 @@ def test_bad_recipes_end_with_one_message_that_says_what_and_what_to_do(case: st
         Recipe.load(TINY, sets)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_line_ends_where_its_sections_end() -> None:
+    whole = Recipe.load(TINY)
+    assert stages(whole) == LINE
+    assert stages(Recipe.load(TINY, ["align=null"])) == ("data", "pretrain", "sft", "reward", "evaluate", "release")
+    assert stages(Recipe.load(TINY, ["sft=null", "reward=null", "align=null"])) == ("data", "pretrain", "evaluate", "release")
+    assert stages(Recipe.load(TINY, ["sft=null", "reward=null", "align=null", "evals=null"])) == ("data", "pretrain")
+
+
+def test_resources_are_read_as_key_and_value() -> None:
+    assert Resources.parse(2, ["processes=4", "strategy=fsdp", "compile=true"]) == Resources(threads=2, processes=4, strategy="fsdp", compile=True)
+    for given, words in (("procs=4", "Did you mean `processes`"), ("processes=0", "greater than 0"), ("processes", "--on processes=2")):
+        with pytest.raises(BadInput, match=words):
+            Resources.parse(0, [given])
 
 
 def test_all_problems_are_reported_at_once() -> None:

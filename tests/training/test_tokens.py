@@ -14,6 +14,10 @@ from components.training.tokens import Mix, Schedule, TokenFile, TokenShards, al
 from .conftest import write_tokens
 
 
+def allotted(mix: Mix, sizes: np.ndarray, steps: int, batch_size: int) -> np.ndarray:
+    return allot(mix, sizes, np.arange(1, steps + 1) * batch_size)
+
+
 def mix_of(*phases: tuple[float, dict[str, float]], max_epochs: float = 1000.0) -> Mix:
     names = tuple(sorted({name for _, weights in phases for name in weights}))
     rows = np.array([[weights.get(name, 0) / sum(weights.values()) for name in names] for _, weights in phases])
@@ -64,19 +68,19 @@ def test_a_phase_begins_at_its_share_of_the_steps():
 
 def test_what_a_capped_domain_cannot_give_the_others_give_in_proportion():
     mix = mix_of((1.0, {"a": 50, "b": 30, "c": 20}), max_epochs=4)
-    counts = allot(mix, np.array([50, 10_000, 10_000]), steps=100, batch_size=10)
+    counts = allotted(mix, np.array([50, 10_000, 10_000]), steps=100, batch_size=10)
     assert counts.tolist() == [[200, 480, 320]]  # 50 x 4, and 30 : 20 of the other 800
 
 
 def test_a_cap_that_binds_others_too_is_met_by_all_of_them():
     mix = mix_of((1.0, {"a": 60, "b": 30, "c": 10}), max_epochs=2)
-    assert allot(mix, np.array([100, 150, 10_000]), steps=100, batch_size=10).tolist() == [[200, 300, 500]]
+    assert allotted(mix, np.array([100, 150, 10_000]), steps=100, batch_size=10).tolist() == [[200, 300, 500]]
 
 
 def test_a_capped_domain_keeps_its_place_in_the_annealing():
     mix = mix_of((0.8, {"web": 85, "reference": 15}), (1.0, {"web": 50, "reference": 50}), max_epochs=1)
-    free = allot(mix, np.array([10**6, 10**6]), steps=1000, batch_size=10)
-    capped = allot(mix, np.array([1100, 10**6]), steps=1000, batch_size=10)  # half of what it would give
+    free = allotted(mix, np.array([10**6, 10**6]), steps=1000, batch_size=10)
+    capped = allotted(mix, np.array([1100, 10**6]), steps=1000, batch_size=10)  # half of what it would give
     assert free[:, 0].tolist() == [1200, 1000] and capped[:, 0].sum() == 1100
     odds = capped[:, 0] / capped[:, 1]
     assert odds[1] / odds[0] == pytest.approx((50 / 50) / (15 / 85), rel=0.02)  # scaled by one factor in both phases
@@ -89,22 +93,22 @@ def test_no_domain_is_visited_more_often_than_the_cap_and_a_share_of_nothing_goe
         mix = mix_of((0.3, dict(zip("abcd", rng.integers(1, 50, 4), strict=True))), (1.0, dict(zip("abcd", rng.integers(1, 50, 4), strict=True))), max_epochs=3.5)
         most = np.floor(3.5 * sizes).astype(int)
         steps = int(most.sum() * rng.uniform(0.5, 1)) // 5
-        counts = allot(mix, sizes, steps, batch_size=5)
+        counts = allotted(mix, sizes, steps=steps, batch_size=5)
         assert (counts.sum(axis=0) <= most).all() and counts.sum() == steps * 5
         assert (counts.sum(axis=1) == [round(0.3 * steps) * 5, steps * 5 - round(0.3 * steps) * 5]).all()
 
 
 def test_training_up_to_the_last_allowed_sequence_works_and_one_more_is_refused():
     mix = mix_of((1.0, {"a": 300, "b": 100}), max_epochs=4)
-    assert allot(mix, np.array([299, 101]), steps=400, batch_size=4).tolist() == [[1196, 404]]
+    assert allotted(mix, np.array([299, 101]), steps=400, batch_size=4).tolist() == [[1196, 404]]
     with pytest.raises(BadInput, match=r"takes 1,601 sequences.*there are a 299, b 101, 1,600 with each repeated up to max_epochs=4 times.*seen 4.0 times.*raise data.mix.max_epochs"):
-        allot(mix, np.array([299, 101]), steps=1601, batch_size=1)
+        allotted(mix, np.array([299, 101]), steps=1601, batch_size=1)
 
 
 def test_a_phase_that_nothing_can_fill_is_refused():
     mix = mix_of((0.5, {"web": 1}), (1.0, {"reference": 1}), max_epochs=4)
     with pytest.raises(BadInput, match="a phase draws only from domains that have weight in it"):
-        allot(mix, np.array([10, 10_000]), steps=100, batch_size=1)
+        allotted(mix, np.array([10, 10_000]), steps=100, batch_size=1)
 
 
 # ---------------------------------------------------------------- the order of sequences
@@ -223,3 +227,18 @@ def test_a_mixture_that_cannot_be_read_is_one_clear_message(tmp_path):
     (tmp_path / "mix.json").write_text(json.dumps({"phases": []}))
     with pytest.raises(BadInput, match=r"mix.json does not say which domain is drawn how often"):
         read_mix(tmp_path)
+
+
+def test_batches_that_grow_cut_the_same_order_elsewhere_and_phases_end_after_their_share_of_steps():
+    mix = mix_of((0.5, {"a": 1, "b": 1}), (1.0, {"b": 1}))
+    sizes = np.array([50, 200])
+    ramp = Schedule(mix, sizes, steps=4, batch_size=np.array([1, 2, 4, 8]), seed=3)
+    assert [len(ramp.batch(step)[0]) for step in range(4)] == [1, 2, 4, 8] and ramp.n == 15
+    assert ramp.counts.sum(axis=1).tolist() == [3, 12]  # two of four steps are the first three positions
+    joined = np.concatenate([ramp.batch(step)[1] for step in range(4)])
+    assert (joined == ramp.at(0, 15)[1]).all()
+    parts = [ramp.batch(3, rank, 3) for rank in range(3)]  # eight sequences over three processes
+    assert [len(domains) for domains, _ in parts] == [2, 3, 3] and (np.concatenate([rows for _, rows in parts]) == ramp.batch(3)[1]).all()
+    same = Schedule(mix, sizes, steps=4, batch_size=np.array([5, 5, 5, 5]), seed=3)
+    other = Schedule(mix, sizes, steps=4, batch_size=5, seed=3)
+    assert all((same.batch(step)[1] == other.batch(step)[1]).all() for step in range(4))
