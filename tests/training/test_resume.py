@@ -136,16 +136,17 @@ from components.schema.training import ModelConfig, PretrainConfig
 from components.training import pretrain
 from components.training.trainer import Context
 torch.set_num_threads(1)
-tokens, tokenizer, out = map(Path, sys.argv[1:])
+*paths, steps = sys.argv[1:]
+tokens, tokenizer, out = map(Path, paths)
 model = ModelConfig(hidden_size=16, layers=2, heads=2, intermediate_size=32, context_tokens=32)
-config = PretrainConfig(steps=200, batch_size=4, learning_rate=1e-2, warmup_steps=2, checkpoint_every_steps=5)
+config = PretrainConfig(steps=int(steps), batch_size=4, learning_rate=1e-2, warmup_steps=2, checkpoint_every_steps=5)
 pretrain.run(config, model, tokens, tokens.parent / "mix", tokenizer, out, Context(seed=5))
 """
 
 
-def child(line, out):
+def child(line, out, steps=200):
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, line.tokens, line.tokenizer, out], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, "-c", CHILD, line.tokens, line.tokenizer, out, str(steps)], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -173,7 +174,7 @@ def test_a_real_kill_and_a_real_restart_end_with_the_same_bits(line, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_process_and_never_counts_as_success(line, tmp_path, number):
-    with child(line, tmp_path) as process:
+    with child(line, tmp_path, steps=2000) as process:  # far from done when the signal comes, however busy the machine
         wait_for_checkpoint(process, tmp_path / "work")
         process.send_signal(number)
         assert process.wait(timeout=10) != 0
