@@ -1,6 +1,8 @@
 """Killed at any step and started again, a run ends with the same bits and the same figures."""
 
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -8,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from components.schema.config import BadInput
 from components.training import trainer
 from components.training.trainer import Context
+from components.training.watch import Watch
 
 STAGES = ["pretrain", "sft", "reward", "ppo"]
 
@@ -22,14 +26,14 @@ class Killed(BaseException):
 
 def interrupt_at(monkeypatch, step):
     """Die when step number `step` (from 0) is about to start."""
-    original = trainer._Watch.on_train_batch_start
+    original = Watch.on_train_batch_start
 
     def die(self, lightning, module, batch, batch_idx):
         if batch_idx == step:
             raise Killed
         original(self, lightning, module, batch, batch_idx)
 
-    monkeypatch.setattr(trainer._Watch, "on_train_batch_start", die)
+    monkeypatch.setattr(Watch, "on_train_batch_start", die)
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
@@ -129,12 +133,74 @@ def test_a_work_folder_of_another_run_is_refused(line, tmp_path):
         line.run("pretrain", tmp_path, Context(seed=6))
 
 
+# ---------------------------------------------------------------- real processes
+
+
+KILLED = """
+import sys, time, torch
+from pathlib import Path
+from components.training.trainer import Looks
+from tests.training.parallel_run import train
+import json
+torch.set_num_threads(1)
+plan = json.loads(sys.argv[2])
+course, module = train(Path(sys.argv[1]), {"micro_batch_size": 3}, plan, dropout=0.2, looks=Looks(validate=lambda step: time.sleep(0.02) or {"heldout_loss": 1 / step}, validate_every=1))
+with module.averaged_weights():
+    torch.save(module.model.state_dict(), Path(sys.argv[1]) / "weights.pt")
+"""
+PLANS = {"adamw": {"optimizer": "adamw"}, "muon with averages": {"optimizer": "muon", "ema_decay": 0.95, "skip_spikes": 20}}
+
+
+def killable(out: Path, plan: dict) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", KILLED, out, json.dumps(plan)], cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def steps_written(out: Path) -> list[int]:
+    path = out / "work" / "curve.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+
+def kill_at(out: Path, plan: dict, step: int) -> None:
+    """SIGKILL once this step has been written down."""
+    with killable(out, plan) as process:
+        end = time.monotonic() + 100
+        while (steps_written(out) or [0])[-1] < step:
+            assert process.poll() is None and time.monotonic() < end, f"it ended before step {step}"
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+
+
+def assert_killing_changes_nothing(folder: Path, plan: dict, kills: list[int]) -> None:
+    for out, at in (("whole", []), ("parts", kills)):
+        for step in at:
+            kill_at(folder / out, plan, step)
+        with killable(folder / out, plan) as process:
+            assert process.wait() == 0
+    whole, parts = (torch.load(folder / out / "weights.pt") for out in ("whole", "parts"))
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    assert (folder / "parts" / "curve.jsonl").read_bytes() == (folder / "whole" / "curve.jsonl").read_bytes()
+    assert [json.loads(line)["step"] for line in (folder / "parts" / "curve.jsonl").read_text().splitlines()] == list(range(1, plan["steps"] + 1))
+
+
+def test_killed_twice_with_dropout_muon_and_averages_it_ends_with_the_same_bits_and_each_step_once(tmp_path):
+    assert_killing_changes_nothing(tmp_path, {**PLANS["muon with averages"], "steps": 30, "checkpoint_every_steps": 4}, [6, 17])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", PLANS)
+def test_killed_at_ten_random_steps_it_ends_with_the_same_bits_and_each_step_once(plan, tmp_path):
+    kills = sorted(random.Random(plan).sample(range(2, 95), 10))
+    assert_killing_changes_nothing(tmp_path, {**PLANS[plan], "steps": 100, "checkpoint_every_steps": 3}, kills)
+
+
 CHILD = """
 import sys, torch
 from pathlib import Path
 from components.schema.training import ModelConfig, PretrainConfig
 from components.training import pretrain
 from components.training.trainer import Context
+from components.training.watch import Watch
 torch.set_num_threads(1)
 *paths, steps = sys.argv[1:]
 tokens, tokenizer, out = map(Path, paths)
@@ -177,5 +243,5 @@ def test_a_signal_ends_the_process_and_never_counts_as_success(line, tmp_path, n
     with child(line, tmp_path, steps=2000) as process:  # far from done when the signal comes, however busy the machine
         wait_for_checkpoint(process, tmp_path / "work")
         process.send_signal(number)
-        assert process.wait(timeout=10) != 0
+        assert process.wait(timeout=10) == {signal.SIGTERM: 143, signal.SIGINT: 1}[number]
     assert not (tmp_path / "model.safetensors").exists()
