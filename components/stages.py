@@ -150,10 +150,11 @@ def print_batch(job: Job, step: int) -> None:
     """The batch that a pretraining job reads at a step, with the documents it comes from. Errors: BadInput."""
     from components.data.tokenizing import trace
     from components.training import tokens
+    from components.training.schedules import batch_sizes
 
     config, model = PretrainConfig.model_validate(job.config["pretrain"]), ModelConfig.model_validate(job.config["model"])
     places = tokens.places(
-        _path(job, "tokens"), _path(job, "mix"), length=model.context_tokens, steps=config.steps, batch_size=config.batch_size, seed=job.config["seed"], step=step
+        _path(job, "tokens"), _path(job, "mix"), length=model.context_tokens, steps=config.steps, batch_size=batch_sizes(config), seed=job.config["seed"], step=step
     )
     print("\n".join(trace.lines(trace.trace(_path(job, "tokens").parent, places))))
 
@@ -169,6 +170,7 @@ def _pretrain(job: Job, out: Path, run_id: str) -> Outcome:
         _path(job, "tokenizer"),
         out,
         _context(job, run_id),
+        _path(job, "weights") if "weights" in job.inputs else None,
     )
 
 
@@ -353,9 +355,10 @@ def _context(job: Job, run_id: str) -> Any:
     from components.stage_logger import StageLogger
     from components.training.trainer import Context
 
+    alone = {} if job.stage in TRAINING else {"processes": 1, "nodes": 1, "strategy": "auto"}
     first = processes.rank() == 0
     loggers = [StageLogger(tracking.MetricSink(run_id))] if first else []
-    return Context(seed=job.config["seed"], loggers=loggers, emit=say if first else lambda event: None, resources=job.run.resources)
+    return Context(seed=job.config["seed"], loggers=loggers, emit=say if first else lambda event: None, resources=job.run.resources.model_copy(update=alone))
 
 
 def _use_threads(job: Job) -> None:

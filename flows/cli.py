@@ -53,7 +53,7 @@ def run(
 ) -> None:
     """Run a recipe from raw text to a released model. What stands already is reused; what was cut off goes on."""
     with errors_told():
-        resolved = Recipe.load(recipe, sets or [])
+        resolved = _load(recipe, sets)
         root()
         if plan:
             return _print_plan(resolved, Resources.parse(threads, on), as_json)
@@ -70,7 +70,7 @@ def stage(
 ) -> None:
     """Run one stage alone, on the results of earlier stages that stand on disk."""
     with errors_told():
-        resolved = Recipe.load(recipe, sets or [])
+        resolved = _load(recipe, sets)
         root()
         if name not in LINE:
             raise BadInput(f"stage: {name!r} is not a stage, so nothing was started. Stages in order: {', '.join(LINE)}")
@@ -127,7 +127,7 @@ def data_repro(
 ) -> None:
     """Make the recipe's data, as far as it is not current."""
     with errors_told():
-        resolved = Recipe.load(recipe, sets or [])
+        resolved = _load(recipe, sets)
         root()
         if update:
             from components.launch import call
@@ -140,7 +140,7 @@ def data_repro(
 def data_status(recipe: RecipePath, sets: Sets = None) -> None:
     """Say which data stages would run, and why."""
     with errors_told():
-        resolved = Recipe.load(recipe, sets or [])
+        resolved = _load(recipe, sets)
         root()
         stale, dataset = _data_plan(resolved, Resources())
         for name, reason in stale.items():
@@ -172,7 +172,7 @@ def data_batch(
 ) -> None:
     """Rebuild the batch that pretraining reads at a step, and print the documents it comes from."""
     with errors_told():
-        resolved = Recipe.load(recipe, sets or [])
+        resolved = _load(recipe, sets)
         root()
         stale, dataset = _data_plan(resolved, Resources())
         if dataset is None:
@@ -400,6 +400,11 @@ def _print_plan(recipe: Recipe, resources: Resources, as_json: bool) -> None:
 
 
 # ---------------------------------------------------------------- the edges
+
+
+def _load(path: Path, sets: list[str] | None) -> Recipe:
+    """The recipe; what its one dial decided is said on standard error, where no output is parsed."""
+    return Recipe.load(path, sets or [], lambda line: print(line, file=sys.stderr))
 
 
 @contextmanager

@@ -91,8 +91,8 @@ NUMBERS = (("loss", "loss {:.3f}"), ("reward", "reward {:+.3f}"), ("kl", "kl {:.
 def _measure_line(record: Record) -> str:
     """Before and after of the stage's own measure, in a few words."""
     if record.stage in MEASURES:
-        name, unit, form = MEASURES[record.stage]
         f = record.figures
+        name, unit, form = MEASURES[record.stage] if MEASURES[record.stage][0] + "_after" in f else ("heldout_loss", "nats/token", ".2f")
         line = f"{f[name + '_before']:{form}} → {f[name + '_after']:{form}} {unit}"
         return line + (f" at KL {f['kl']:.2f} nats" if "kl" in f else "")
     if record.stage == "evaluate":

@@ -136,7 +136,7 @@ def refuse_wrong_objective(default: PreTrainedConfig, objective: Objective, is_d
     if objective == "masked":
         return
     sees_ahead = getattr(default, "is_decoder", True) is False and not is_decoder and name not in ONE_WAY
-    if sees_ahead or name in BOTH_WAYS or name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and restores:
+    if sees_ahead or name in BOTH_WAYS or (name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and restores):
         raise BadInput(
             f"model: architecture={name!r} reads in both directions: it would see the token it is to predict and learn nothing. "
             f"Use a decoder such as {DECODERS}" + (", or pretrain.objective: masked" if restores else "")

@@ -35,6 +35,9 @@ KEPT_BY_ACTIVATION = {"gelu_new": 5, "gelu_fast": 5}
 # What a block keeps besides, in widths: norms of queries and keys, norms behind the layers, rotated copies of a joint projection.
 KEPT_BESIDES = {"qwen3": 4, "qwen3_moe": 4, "olmoe": 4, "gemma2": 8, "gpt_neox": 2}
 PROBED_TOKENS = 512  # of a recurrent block; what it keeps for a token does not depend on how many there are
+# glibc's malloc keeps freed blocks that later tensors do not fit into: half as much again as activations and logits, measured on CPU over a
+# dozen shapes (0.15 to 0.8). MALLOC_MMAP_THRESHOLD_=262144 in the environment makes it next to nothing and a step a third slower.
+FRAGMENTATION = 0.5
 LOGITS_KEPT = 3  # float32 (tokens, V) at once: log-probabilities, their gradient, the logits' gradient
 
 
@@ -50,13 +53,15 @@ class MemoryEstimate:
     ema: int
     activations: int
     logits: int
+    allocator: int = 0
+    """What the allocator holds and no tensor uses; on a CPU."""
     processes_on_device: int = 1
     """Processes that draw on the same memory: all of them on a CPU, one on a GPU."""
 
     @property
     def total(self) -> int:
         """Bytes in one process."""
-        return self.parameters + self.gradients + self.optimizer + self.ema + self.activations + self.logits
+        return self.parameters + self.gradients + self.optimizer + self.ema + self.activations + self.logits + self.allocator
 
     @property
     def needed(self) -> int:
@@ -65,7 +70,7 @@ class MemoryEstimate:
 
     def lines(self) -> list[str]:
         """For people: the parts, largest first, and their sum."""
-        parts = {name: getattr(self, name) for name in ("parameters", "gradients", "optimizer", "ema", "activations", "logits")}
+        parts = {name: getattr(self, name) for name in ("parameters", "gradients", "optimizer", "ema", "activations", "logits", "allocator")}
         body = [f"{name:12} {_gib(size):>10}" for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size]
         shared = [f"{'on device':12} {_gib(self.needed):>10}  {self.processes_on_device} processes"] if self.processes_on_device > 1 else []
         return [f"memory for {self.count / 1e6:,.2f}M parameters, estimated for each process:", *body, f"{'total':12} {_gib(self.total):>10}", *shared]
@@ -105,14 +110,20 @@ def estimate(
     copies = 0 if precision == "fp32" else HALF * count // share  # autocast keeps half-precision copies of the weights for a step
     moments = 2 * count - (matrices if optimizer == "muon" else 0)
     residual = FP32 * tokens * config.hidden_size
+    logits = LOGITS_KEPT * FP32 * min(tokens, logit_rows or tokens) * vocab_size
+    if activation_checkpointing:  # every block's input; one block anew at a time, when the logits are gone
+        activations = (config.layers + 2) * residual + max(block - logits, 0)
+    else:
+        activations = config.layers * block + 2 * residual
     return MemoryEstimate(
         count=count,
         parameters=FP32 * count // share + whole_block + copies,
         gradients=FP32 * count // share + bucket,
         optimizer=FP32 * moments // share,
         ema=FP32 * count // share if ema else 0,
-        activations=(config.layers * residual + block if activation_checkpointing else config.layers * block) + 2 * residual,
-        logits=LOGITS_KEPT * FP32 * min(tokens, logit_rows or tokens) * vocab_size,
+        activations=activations,
+        logits=logits,
+        allocator=int(FRAGMENTATION * (activations + logits)) if on_cpu else 0,
         processes_on_device=processes if on_cpu else 1,
     )
 
@@ -195,7 +206,7 @@ def transformer_elements(config: ModelConfig, resolved: PreTrainedConfig) -> tup
     kind, d = family(config.architecture), config.hidden_size
     gated = kind.matrices == 3
     name = first_of(resolved, ("moe_intermediate_size",)) or first_of(resolved, ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "hidden_dim"))
-    f = name and getattr(resolved, name) or 4 * d
+    f = (name and getattr(resolved, name)) or 4 * d
     act = next((value for field in ("hidden_act", "activation_function", "hidden_activation") if (value := getattr(resolved, field, None))), "")
     feed_forward = 4 * f if gated else KEPT_BY_ACTIVATION.get(act, 2) * f
     experts = experts_per_token(resolved)
@@ -252,7 +263,7 @@ def refuse(memory: MemoryEstimate, config: ModelConfig, free: int | None = None)
     free = available_bytes() if free is None else free
     if memory.needed <= free:
         return
-    fixed = memory.total - memory.activations - memory.logits
+    fixed = memory.total - (passing := memory.activations + memory.logits + memory.allocator)
     advice = (
         f"Lower hidden_size={config.hidden_size}, layers={config.layers} or intermediate_size={config.intermediate_size}"
         if fixed * memory.processes_on_device > free / 2
@@ -260,7 +271,7 @@ def refuse(memory: MemoryEstimate, config: ModelConfig, free: int | None = None)
     )
     raise BadInput(
         f"model: about {memory.count / 1e6:,.0f}M parameters need {memory.needed / 2**30:,.1f} GiB to train ({fixed / 2**30:,.1f} GiB of weights, gradients and moments and "
-        f"{(memory.activations + memory.logits) / 2**30:,.1f} GiB of activations in each of {memory.processes_on_device} process(es)), and {free / 2**30:,.1f} GiB are free: "
+        f"{passing / 2**30:,.1f} GiB of activations in each of {memory.processes_on_device} process(es)), and {free / 2**30:,.1f} GiB are free: "
         f"the process would be killed. {advice}"
     )
 
@@ -276,4 +287,4 @@ def available_bytes() -> int:
 
 
 def _on_gpu(accelerator: str) -> bool:
-    return accelerator == "cuda" or accelerator == "auto" and torch.cuda.is_available()
+    return accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())

@@ -10,15 +10,16 @@ nothing about the machine that runs it: hardware, paths and thread counts are `R
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from components.schema import presets
 from components.schema.config import BadInput, Config, Fraction, Name
-from components.schema.data import DataConfig, Suite
+from components.schema.data import DataConfig, Suite, TokenizerConfig
 from components.schema.training import ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 
 # ---------------------------------------------------------------- evaluation and release
@@ -98,8 +99,8 @@ class Recipe(Config):
         return self
 
     @classmethod
-    def load(cls, path: str | Path, sets: Sequence[str] = ()) -> Recipe:
-        """Read a recipe file, apply `a.b=value` overrides, and report every problem at once.
+    def load(cls, path: str | Path, sets: Sequence[str] = (), tell: Callable[[str], None] = lambda line: None) -> Recipe:
+        """Read a recipe file, apply `a.b=value` overrides, and report every problem at once. `tell` hears of every value that model.size decided.
 
         Errors: BadInput, with one line per problem.
         """
@@ -115,16 +116,28 @@ class Recipe(Config):
             raise BadInput(f"recipe: {path} holds {type(raw).__name__}, not a mapping of sections. Compare it with recipes/tiny.yaml")
         for assignment in sets:
             _assign(raw, assignment)
-        return cls.parse(raw, where=str(path))
+        return cls.parse(raw, str(path), tell)
 
     @classmethod
-    def parse(cls, raw: dict[str, Any], where: str) -> Recipe:
+    def parse(cls, raw: dict[str, Any], where: str, tell: Callable[[str], None] = lambda line: None) -> Recipe:
         """Validate a raw mapping; `where` names it in the messages. Errors: BadInput."""
+        raw, lines = presets.fill(raw, _vocabulary(raw))
+        for line in lines:
+            tell(line)
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
             lines = [_explain(problem, cls) for problem in error.errors()]
             raise BadInput(f"recipe: {where} has {len(lines)} problem(s); nothing was started:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+
+
+def _vocabulary(raw: dict[str, Any]) -> int | None:
+    """The vocabulary that a raw recipe asks for; None where it is another tokenizer's."""
+    tokenizer = (raw.get("data") or {}).get("tokenizer") or {} if isinstance(raw.get("data"), dict) else {}
+    if not isinstance(tokenizer, dict) or tokenizer.get("kind") == "pretrained":
+        return None
+    size = tokenizer.get("vocab_size", TokenizerConfig().vocab_size)
+    return size if isinstance(size, int) else None
 
 
 def _assign(raw: dict[str, Any], assignment: str, option: str = "--set", example: str = "sft.steps=50") -> None:

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from components.schema.config import BadInput
 from components.schema.training import OptimConfig
 from components.training import ema
 from components.training.muon import MuonWithAdamW, hidden_matrices
@@ -52,12 +53,14 @@ def _decaying(module: nn.Module) -> set[nn.Parameter]:
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
-    """The optimizer of a module's trainable parameters, at peak learning rates; AdamW's groups come first."""
+    """The optimizer of a module's trainable parameters, at peak learning rates; AdamW's groups come first. Errors: BadInput."""
     groups = parameter_groups(module, config.weight_decay)
     adamw = {"lr": config.learning_rate, "betas": config.betas, "fused": config.precision != "fp16"}  # a fused one unscales for itself, after clipping
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, **adamw)
     matrices = hidden_matrices(module)
+    if not matrices:
+        raise BadInput("training: optimizer=muon is for the matrices of a model's blocks, and this model has none that it knows and may train, so it would do nothing. Use optimizer=adamw")
     others = [{**group, "params": [p for p in group["params"] if p not in set(matrices)]} for group in groups]
     muon = {"lr": config.muon_learning_rate, "momentum": config.muon_momentum, "weight_decay": config.weight_decay}
     return MuonWithAdamW([group for group in others if group["params"]], matrices, adamw=adamw, muon=muon)

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from transformers import MambaConfig, MambaForCausalLM
 
+from components.schema.config import BadInput
 from components.training import ema, spikes
 from components.training.muon import MuonWithAdamW, hidden_matrices
 from components.training.optim import global_norm, make_optimizer, parameter_groups
@@ -58,6 +59,13 @@ def test_learning_rates_decay_and_moments_are_those_of_the_configuration():
     assert (decayed["lr"], decayed["weight_decay"], decayed["betas"]) == (3e-3, 0.2, (0.8, 0.9)) and decayed["params"] == [model.lm_head.weight]
     assert (spared["lr"], spared["weight_decay"]) == (3e-3, 0.0)
     assert (matrices["lr"], matrices["weight_decay"], matrices["momentum"]) == (0.03, 0.2, 0.9) and matrices["params"] == hidden_matrices(model)
+
+
+def test_muon_is_refused_where_it_would_do_nothing():
+    model = llama()
+    model.model.layers.requires_grad_(False)
+    with pytest.raises(BadInput, match=r"optimizer=muon is for the matrices of a model's blocks, and this model has none .* Use optimizer=adamw"):
+        make_optimizer(model, config(optimizer="muon"))
 
 
 def test_with_fp16_the_optimizer_leaves_unscaling_to_the_scaler():

@@ -14,8 +14,10 @@ import torch
 
 from components.schema.config import BadInput
 from components.training import trainer
-from components.training.trainer import Context
+from components.training.trainer import Context, Looks
 from components.training.watch import Watch
+
+from . import parallel_run
 
 STAGES = ["pretrain", "sft", "reward", "ppo"]
 
@@ -172,13 +174,15 @@ def kill_at(out: Path, plan: dict, step: int) -> None:
 
 
 def assert_killing_changes_nothing(folder: Path, plan: dict, kills: list[int]) -> None:
-    for out, at in (("whole", []), ("parts", kills)):
-        for step in at:
-            kill_at(folder / out, plan, step)
-        with killable(folder / out, plan) as process:
-            assert process.wait() == 0
-    whole, parts = (torch.load(folder / out / "weights.pt") for out in ("whole", "parts"))
-    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    for step in kills:
+        kill_at(folder / "parts", plan, step)
+    with killable(folder / "parts", plan) as process:
+        assert process.wait() == 0
+    looks = Looks(validate=lambda step: {"heldout_loss": 1 / step}, validate_every=1)
+    _, whole = parallel_run.train(folder / "whole", {"micro_batch_size": 3}, plan, dropout=0.2, looks=looks)
+    parts = torch.load(folder / "parts" / "weights.pt")
+    with whole.averaged_weights():
+        assert all(torch.equal(parts[name], value) for name, value in whole.model.state_dict().items())
     assert (folder / "parts" / "curve.jsonl").read_bytes() == (folder / "whole" / "curve.jsonl").read_bytes()
     assert [json.loads(line)["step"] for line in (folder / "parts" / "curve.jsonl").read_text().splitlines()] == list(range(1, plan["steps"] + 1))
 
@@ -199,7 +203,7 @@ import sys, torch
 from pathlib import Path
 from components.schema.training import ModelConfig, PretrainConfig
 from components.training import pretrain
-from components.training.trainer import Context
+from components.training.trainer import Context, Looks
 from components.training.watch import Watch
 torch.set_num_threads(1)
 *paths, steps = sys.argv[1:]
