@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -23,11 +24,10 @@ Objective = Literal["next_token", "masked"]
 
 DECODERS, ENCODERS = "llama, qwen2, mistral, gpt2", "modernbert, bert, roberta"
 AUTO = {"next_token": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
-BOTH_WAYS = {"xlnet", "xlm", "flaubert", "cpmant"}  # in transformers' list of causal models, and yet tokens see the ones behind them
 ONE_WAY = {"gpt_neox", "gpt_neox_japanese"}  # causal, though their config says is_decoder=False
-NEEDS_A_KERNEL = {"mra"}  # without its CUDA kernel attention gives zeros, and nothing says so
 AUXILIARY_COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
 MASK_TOKEN = "<|mask|>"
+PROOF_TOKENS = 8
 
 # Our field, and what the architectures call it; the first name that the architecture knows is used.
 FIELD_NAMES = {
@@ -125,8 +125,6 @@ def first_of(config: PreTrainedConfig, names: tuple[str, ...]) -> str | None:
 def refuse_wrong_objective(default: PreTrainedConfig, objective: Objective, is_decoder: bool = False) -> None:
     """A causal model cannot restore masked tokens, nor an encoder predict the next one. Errors: BadInput."""
     name = default.model_type
-    if name in NEEDS_A_KERNEL:
-        raise BadInput(f"model: architecture={name!r} attends through a kernel that is not here: its tokens would not see each other. Use another, such as {DECODERS} or {ENCODERS}")
     restores = name in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(default, "is_encoder_decoder", False)
     if objective == "masked" and not restores:
         raise BadInput(
@@ -136,13 +134,42 @@ def refuse_wrong_objective(default: PreTrainedConfig, objective: Objective, is_d
     if objective == "masked":
         return
     sees_ahead = getattr(default, "is_decoder", True) is False and not is_decoder and name not in ONE_WAY
-    if sees_ahead or name in BOTH_WAYS or (name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and restores):
-        raise BadInput(
-            f"model: architecture={name!r} reads in both directions: it would see the token it is to predict and learn nothing. "
-            f"Use a decoder such as {DECODERS}" + (", or pretrain.objective: masked" if restores else "")
-        )
+    if sees_ahead or (name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and restores):
+        raise _sees_ahead(name, restores)
     if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise BadInput(f"model: architecture={name!r} is no language model that predicts the next token. Use a decoder such as {DECODERS}")
+
+
+def _sees_ahead(name: str, restores: bool) -> BadInput:
+    return BadInput(
+        f"model: architecture={name!r} reads in both directions: it would see the token it is to predict and learn nothing. "
+        f"Use a decoder such as {DECODERS}" + (", or pretrain.objective: masked" if restores else "")
+    )
+
+
+@torch.no_grad()
+def prove(model: PreTrainedModel, objective: Objective) -> None:
+    """Read a few tokens, change the last, and look whether the ones before it feel that: a causal model's must not, an encoder's must.
+
+    transformers' lists do not tell: XLNet is among the causal models and sees ahead; MRA's attention is zeros without its CUDA kernel.
+    Errors: BadInput, also where the model can be built and cannot run.
+    """
+    name, was_training = model.config.model_type, model.training
+    ids = torch.arange(PROOF_TOKENS)[None] % (model.config.vocab_size - 1)
+    changed = torch.cat([ids[:, :-1], ids[:, -1:] + 1], dim=1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            one, other = (model.eval()(input_ids=tokens.to(model.device)).logits for tokens in (ids, changed))  # (1, PROOF_TOKENS, V)
+    except Exception as error:  # whatever modelling code trips over
+        raise BadInput(f"model: architecture={name!r} is built from this section and cannot read ({_line(error)}). Correct the fields under `extra`, or use another, such as {DECODERS}") from error
+    finally:
+        model.train(was_training)
+    moved = (one - other).abs().amax(dim=(0, 2))  # (PROOF_TOKENS,)
+    is_felt = moved[:-1].max() > 1e-3 * moved[-1] if objective == "next_token" else moved[:-1].max() > 0
+    if is_felt and objective == "next_token":
+        raise _sees_ahead(name, name in MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    if not is_felt and objective == "masked":
+        raise BadInput(f"model: the tokens that architecture={name!r} reads do not see each other here, so it could restore none. Use another encoder, such as {ENCODERS}")
 
 
 def mask_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -204,7 +231,7 @@ def _heads(config: ModelConfig, default: PreTrainedConfig, told: list[str]) -> d
         fields["head_dim"] = width
     if isinstance(getattr(default, "rotary_dim", None), int):  # GPT-J turns the first dimensions of a head only
         fields["rotary_dim"] = min(default.rotary_dim, width)
-    if has(default, "mamba_n_heads") and has(default, "mamba_expand"):  # attention and Mamba-2 blocks in turn
+    if has(default, "mamba_n_heads") and has(default, "mamba_expand") and not has(default, "mamba_d_ssm"):  # attention and Mamba-2 blocks in turn
         inner = int(default.mamba_expand * config.hidden_size)
         fields |= {"mamba_n_heads": natural_heads(inner), "mamba_d_head": inner // natural_heads(inner)}
     return fields
@@ -282,7 +309,8 @@ def _check_experts(resolved: PreTrainedConfig) -> None:
 def _context(config: ModelConfig, default: PreTrainedConfig, pad_id: int) -> dict[str, Any]:
     """The longest sequence. Where an architecture knows no such limit (Mamba, ALiBi), it is recorded under the common name all the same."""
     before = 2 if default.model_type == "mpnet" else pad_id + 1 if default.model_type in POSITIONS_AFTER_PADDING else 0
-    return {first_of(default, FIELD_NAMES["context_tokens"]) or "max_position_embeddings": config.context_tokens + before}
+    own = first_of(default, FIELD_NAMES["context_tokens"]) or "max_position_embeddings"
+    return dict.fromkeys((own, "max_position_embeddings"), config.context_tokens + before)
 
 
 def _dropout(config: ModelConfig, default: PreTrainedConfig, told: list[str]) -> dict[str, Any]:

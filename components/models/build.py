@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from components.models.architectures import AUTO, MASK_TOKEN, Objective, has_masked_head, rejected, resolve, vocabulary
+from components.models.architectures import AUTO, MASK_TOKEN, Objective, has_masked_head, prove, rejected, resolve, vocabulary
 from components.models.memory import refuse_impossible_size
 from components.schema.config import BadInput
 from components.schema.events import say
@@ -45,6 +45,7 @@ def build(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int, ob
             model = AUTO[objective].from_config(resolved.config)
         except Exception as error:  # transformers raises whatever its modelling code trips over
             raise rejected(config, error) from error
+    prove(model, objective)
     if objective == "next_token":
         model.generation_config = GenerationConfig(eos_token_id=stop_ids(tokenizer), pad_token_id=tokenizer.pad_token_id)
     return model.train()

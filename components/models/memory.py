@@ -35,9 +35,10 @@ KEPT_BY_ACTIVATION = {"gelu_new": 5, "gelu_fast": 5}
 # What a block keeps besides, in widths: norms of queries and keys, norms behind the layers, rotated copies of a joint projection.
 KEPT_BESIDES = {"qwen3": 4, "qwen3_moe": 4, "olmoe": 4, "gemma2": 8, "gpt_neox": 2}
 PROBED_TOKENS = 512  # of a recurrent block; what it keeps for a token does not depend on how many there are
-# glibc's malloc keeps freed blocks that later tensors do not fit into: half as much again as activations and logits, measured on CPU over a
-# dozen shapes (0.15 to 0.8). MALLOC_MMAP_THRESHOLD_=262144 in the environment makes it next to nothing and a step a third slower.
-FRAGMENTATION = 0.5
+# glibc's malloc keeps freed memory that later tensors do not fit into: half as much again as activations and logits (0.15 to 0.8 over a dozen
+# shapes on a CPU), or, where every block is computed anew, four blocks (3.4 to 6). MALLOC_MMAP_THRESHOLD_=262144 in the environment makes it next
+# to nothing and a step a third slower.
+FRAGMENTATION, FRAGMENTATION_BLOCKS = 0.5, 4
 LOGITS_KEPT = 3  # float32 (tokens, V) at once: log-probabilities, their gradient, the logits' gradient
 
 
@@ -52,6 +53,7 @@ class MemoryEstimate:
     optimizer: int
     ema: int
     activations: int
+    """What the forward pass keeps for the backward pass, the logits apart."""
     logits: int
     allocator: int = 0
     """What the allocator holds and no tensor uses; on a CPU."""
@@ -123,7 +125,7 @@ def estimate(
         ema=FP32 * count // share if ema else 0,
         activations=activations,
         logits=logits,
-        allocator=int(FRAGMENTATION * (activations + logits)) if on_cpu else 0,
+        allocator=(FRAGMENTATION_BLOCKS * block if activation_checkpointing else int(FRAGMENTATION * (activations + logits))) if on_cpu else 0,
         processes_on_device=processes if on_cpu else 1,
     )
 
@@ -168,7 +170,7 @@ def count_shapes(config: ModelConfig, objective: Objective, vocab_size: int) -> 
 
 def _on_meta(config: ModelConfig, resolved: PreTrainedConfig, objective: Objective) -> PreTrainedModel:
     """The model in shapes only: nothing is allocated, whatever its size."""
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
                 return AUTO[objective].from_config(resolved)
@@ -177,7 +179,8 @@ def _on_meta(config: ModelConfig, resolved: PreTrainedConfig, objective: Objecti
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """transformers says nothing below an error meanwhile."""
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
@@ -228,7 +231,7 @@ def _probed(key: str, objective: Objective) -> int:
         resolved = configure(config.model_copy(update={"layers": layers}), objective, 256).config
         model = _on_meta(config, resolved, objective).base_model
         ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-        with _quiet():
+        with quiet():
             sizes.append(saved_bytes(model, input_ids=ids, use_cache=False))
     return (sizes[1] - sizes[0]) // tokens
 
