@@ -175,5 +175,5 @@ def _where(summary: dict[str, Any]) -> Text:
     out.append("Try next\n", style="bold")
     if release:
         out.append(f"  talk to it          modelyard chat {release['uri']}\n")
-    out.append(f"  change something    modelyard run {summary['recipe_path']} --set align.kl_coef=0.1 --plan\n")
+    out.append(f"  change something    modelyard run {summary['recipe_path']} --set pretrain.learning_rate=1e-3 --plan\n")
     return out

@@ -155,11 +155,13 @@ def prove(model: PreTrainedModel, objective: Objective) -> None:
     Errors: BadInput, also where the model can be built and cannot run.
     """
     name, was_training = model.config.model_type, model.training
-    ids = torch.arange(PROOF_TOKENS)[None] % (model.config.vocab_size - 1)
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = (rows // 2 + torch.arange(PROOF_TOKENS))[None] % (rows - 1)  # from the middle: special tokens, which some models treat apart, stand at either end
+    how = {"use_cache": False} if objective == "next_token" else {}
     changed = torch.cat([ids[:, :-1], ids[:, -1:] + 1], dim=1)
     try:
         with torch.random.fork_rng(devices=[]):
-            one, other = (model.eval()(input_ids=tokens.to(model.device)).logits for tokens in (ids, changed))  # (1, PROOF_TOKENS, V)
+            one, other = (model.eval()(input_ids=tokens.to(model.device), **how).logits for tokens in (ids, changed))  # (1, PROOF_TOKENS, V)
     except Exception as error:  # whatever modelling code trips over
         raise BadInput(f"model: architecture={name!r} is built from this section and cannot read ({_line(error)}). Correct the fields under `extra`, or use another, such as {DECODERS}") from error
     finally:
@@ -267,8 +269,9 @@ def _feed_forward(config: ModelConfig, default: PreTrainedConfig, told: list[str
     name = first_of(default, FIELD_NAMES["intermediate_size"])
     per_token = experts_per_token(default, config.extra)
     own = "moe_intermediate_size" if per_token and has(default, "moe_intermediate_size") else name
-    if own is None:
-        _refuse_given(config, default, "intermediate_size", "its width follows from hidden_size")
+    if own is None:  # BLOOM, MPT
+        if config.intermediate_size != 4 * config.hidden_size:
+            _refuse_given(config, default, "intermediate_size", "it is 4 x hidden_size")
         return {}
     width = config.intermediate_size or natural_intermediate(config.architecture, config.hidden_size, per_token or 1)
     if not config.intermediate_size:

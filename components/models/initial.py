@@ -29,6 +29,7 @@ from components.models.architectures import (
     first_of,
     has,
     mask_id,
+    prove,
     refuse_wrong_objective,
     vocabulary,
 )
@@ -68,6 +69,7 @@ def begin(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path,
     carried = carry(old_tokenizer, tokenizer, objective, rows=model.get_input_embeddings().weight.shape[0])
     revocabulate(model, carried, seed)
     _set_tokens(model, tokenizer, objective)
+    prove(model, objective)
     total = len(carried.sources)
     say({"event": "note", "text": f"weights from {folder}: {carried.kept} of {total} token rows carried over by spelling, {total - carried.kept} new ones start at the mean of the old"})
     return model.train()

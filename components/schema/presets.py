@@ -39,6 +39,8 @@ class Family:
     matrices: int = 3
     """Of a feed-forward layer: 3 where a gate multiplies it, else 2."""
     learned_positions: bool = False
+    one_key: bool = False
+    """All heads share one key and one value head of width 64 (multi-query attention)."""
     masked_head: bool = False
     """One more width x width matrix in front of the output layer."""
     experts: tuple[str, int, str, int] | None = None
@@ -52,9 +54,11 @@ _PLAIN, _ENCODER = Family(matrices=2), Family(matrices=2, learned_positions=True
 _GPT2 = Family(matrices=2, learned_positions=True)
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "olmo", "olmo2", "olmo3", "smollm3", "phi3", "granite", "stablelm"), Family()),
-    **dict.fromkeys(("gpt_neox", "gptj", "bloom", "mpt", "phi", "starcoder2", "nemotron", "arcee", "falcon"), _PLAIN),
-    **dict.fromkeys(("gpt2", "opt", "gpt_neo", "gpt_bigcode"), _GPT2),
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"), _ENCODER),
+    **dict.fromkeys(("gpt_neox", "gptj", "bloom", "mpt", "phi", "starcoder2", "nemotron", "arcee"), _PLAIN),
+    **dict.fromkeys(("gpt2", "opt"), _GPT2),
+    "falcon": Family(matrices=2, one_key=True),
+    "gpt_bigcode": Family(matrices=2, one_key=True, learned_positions=True),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "distilbert"), _ENCODER),
     "modernbert": Family(masked_head=True),
     **dict.fromkeys(("mixtral",), Family(experts=("num_local_experts", 8, "num_experts_per_tok", 2))),
     "phimoe": Family(experts=("num_local_experts", 16, "num_experts_per_tok", 2)),
@@ -91,7 +95,8 @@ class Shape:
             return _recurrent_block(self.family.recurrent, self.width, self.intermediate)
         experts += self.family.shared_expert
         router = self.width * self.experts if self.family.experts else 0
-        return 4 * self.width**2 + experts * self.family.matrices * self.width * self.intermediate + router
+        attention = 2 * self.width**2 + 2 * self.width * (64 if self.family.one_key else self.width)
+        return attention + experts * self.family.matrices * self.width * self.intermediate + router
 
     def _around(self) -> int:
         if not self.vocabulary:

@@ -99,8 +99,8 @@ class Checkpoints(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         done = batch_idx + 1
         late = bool(self.seconds) and time.monotonic() - self._saved >= self.seconds
-        ending, late = parallel.any_process(self.watch.ending, late)  # all save together, or none
-        is_best = self.watch.best_step == done
+        is_best = self.watch.best_step == done  # which only the first process knows
+        ending, late, is_best = parallel.any_process(self.watch.ending, late, is_best)  # all save together, or none
         if done % self.every == 0 or done == self.total or ending or late or is_best:
             self.writer.written = lambda path: self._tidy(path, is_best)
             trainer.save_checkpoint(self.folder / f"step-{done:08d}")

@@ -26,11 +26,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention, silu
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
+from components.training import kernels
 from components.training.cross_entropy import LinearLoss, linear_cross_entropy, linear_loss
 
 BLOCKS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer)
@@ -180,7 +182,7 @@ def _may(block: Any, x: Tensor, positions: tuple[Tensor, Tensor] | None) -> bool
     linear = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
     return (
         x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
+        and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and positions is not None
         and positions[0].shape[0] == 1  # every sequence counts from the same position
@@ -225,7 +227,7 @@ def _feed_forward(block: Any, x: Tensor) -> Tensor:
     shape = x.shape
     x, unit = _Normalised.apply(x.view(-1, shape[-1]), norm.variance_epsilon)
     both = _linear(unit, torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)) * norm.weight, None)
-    return _added(x, _Gated.apply(both), mlp.down_proj).view(shape)
+    return _added(x, _SwiGLU.apply(both), mlp.down_proj).view(shape)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -248,36 +250,28 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()  # (N, 1)
-        unit = x * inverse
+        unit, inverse = kernels.normalise(x, epsilon)
         ctx.save_for_backward(unit, inverse)
         return x, unit
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, by_x: Tensor, by_unit: Tensor) -> tuple[Tensor, None]:
-        unit, inverse = ctx.saved_tensors
-        along = (by_unit * unit).sum(-1, keepdim=True).div_(-unit.shape[-1])  # (N, 1)
-        return torch.addcmul(by_x, torch.addcmul(by_unit, unit, along), inverse), None
+        return kernels.normalise_backward(*ctx.saved_tensors, by_unit, by_x), None
 
 
-class _Gated(torch.autograd.Function):
-    """SwiGLU (Shazeer 2020, arXiv:2002.05202): gate and up side by side (N, 2 I) -> silu(gate) * up, (N, I)."""
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up (Shazeer 2020, arXiv:2002.05202) of gate and up side by side: (N, 2 I) -> (N, I)."""
 
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:
-        gate, up = both.chunk(2, -1)
         ctx.save_for_backward(both)
-        return silu(gate).mul_(up)
+        return kernels.swiglu(both)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, by_out: Tensor) -> Tensor:
-        (both,) = ctx.saved_tensors
-        gate, up = both.chunk(2, -1)
-        grad = torch.empty_like(both)
-        by_gate, by_up = grad.chunk(2, -1)
-        torch.mul(by_out, silu(gate), out=by_up)
-        torch.ops.aten.silu_backward.grad_input(by_out * up, gate, grad_input=by_gate)
-        return grad
+        return kernels.swiglu_backward(*ctx.saved_tensors, by_out)
 
 
 class _Rotated(torch.autograd.Function):
@@ -290,6 +284,7 @@ class _Rotated(torch.autograd.Function):
         return _turned(x, turns)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, by_x: Tensor) -> tuple[Tensor, None]:
         (turns,) = ctx.saved_tensors
         return _turned(by_x.contiguous(), turns.conj().resolve_conj()), None  # in place: only `split` before it holds this gradient

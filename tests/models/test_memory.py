@@ -10,6 +10,7 @@ from components.models.architectures import AUTO, configure
 from components.models.build import build, count_parameters
 from components.models.memory import MemoryEstimate, bytes_per_token, count_shapes, estimate, for_training, refuse, saved_bytes
 from components.schema.config import BadInput
+from components.schema.presets import FAMILIES, fill, parse
 from components.schema.recipe import Resources
 from components.schema.training import ModelConfig, PretrainConfig
 
@@ -45,6 +46,14 @@ def test_what_a_block_keeps_is_what_autograd_saves(architecture):
         saved.append(saved_bytes(base, input_ids=torch.randint(5, 300, (2, 64)), **({} if objective == "masked" else {"use_cache": False})))
     real = (saved[1] - saved[0]) / (2 * 64)
     assert bytes_per_token(config, configure(config, objective, 300).config, objective) == pytest.approx(real, rel=0.12)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("size", ["10m", "125m"])
+def test_a_model_that_the_dial_fills_has_the_parameters_that_were_asked_for(architecture, size):
+    filled, _ = fill({"model": {"size": size, "architecture": architecture}}, 4096)
+    objective = "masked" if FAMILIES[architecture].masked_head else "next_token"
+    assert count_shapes(ModelConfig(**filled["model"]), objective, 4096)[0] == pytest.approx(parse(size), rel=0.1)
 
 
 def test_the_parts_follow_from_the_parameters():

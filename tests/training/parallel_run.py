@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from components.schema.recipe import Resources
 from components.schema.training import OptimConfig
 from components.training.optim import OptimizedModule
-from components.training.trainer import Context, Course, fit
+from components.training.trainer import Context, Course, Looks, fit
 
 VOCAB, LENGTH, STEPS = 64, 16, 8
 
@@ -44,11 +44,19 @@ def batch(step: int, rows: int) -> dict[str, torch.Tensor]:
     return {"ids": ids, "counts": torch.arange(LENGTH + 1) < lengths}
 
 
-def train(out: Path, resources: dict[str, Any], config: dict[str, Any], *, ramp: bool = True, dropout: float = 0.0, context: Context | None = None, **options: Any) -> tuple[Course, Counting]:
+@torch.no_grad()
+def heldout(module: Counting) -> float:
+    """Loss on rows that are never trained on."""
+    return module.training_step(batch(1000, 8), 0)["loss"].item()
+
+
+def train(out: Path, resources: dict[str, Any], config: dict[str, Any], *, ramp: bool = True, dropout: float = 0.0, context: Context | None = None, look: bool = False, **options: Any) -> tuple[Course, Counting]:
     """Train; the batch grows from 3 to 7 rows, so that nothing divides evenly."""
     plan = {"steps": STEPS, "batch_size": 7, "learning_rate": 1e-2, "warmup_steps": 2, "checkpoint_every_steps": 4, **config}
     module = Counting(OptimConfig(**plan), dropout)
     rows = (lambda step: 3 if step < plan["steps"] // 2 else 7) if ramp else (lambda step: 8)
+    if look:
+        options["looks"] = Looks(validate=lambda step: {"heldout_loss": heldout(module)}, validate_every=2)
     context = context or Context(seed=1, resources=Resources(accelerator="cpu", **resources))
     course = fit(module, lambda step: batch(step, rows(step)), plan["steps"], every=plan["checkpoint_every_steps"], out=out, context=context, identity={"plan": plan}, **options)
     return course, module
@@ -57,7 +65,7 @@ def train(out: Path, resources: dict[str, Any], config: dict[str, Any], *, ramp:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, told, wanted = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-    course, trained = train(folder, told, wanted)
+    course, trained = train(folder, told, wanted, look=True)
     with trained.averaged_weights():
         torch.save(trained.model.state_dict(), folder / "weights.pt")
-    (folder / "course.json").write_text(json.dumps({"losses": course.losses, "execution": course.execution()}))
+    (folder / "course.json").write_text(json.dumps({"losses": course.losses, "best": course.best, "execution": course.execution()}))

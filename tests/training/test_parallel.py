@@ -13,6 +13,7 @@ import torch
 from components.schema.config import BadInput
 from components.schema.recipe import Resources
 from components.training import parallel
+from components.training.checkpoints import best_checkpoint
 from components.training.trainer import Context, fit
 
 from . import parallel_run
@@ -37,13 +38,18 @@ def in_processes(out: Path, strategy: str, processes: int = 2, config: dict | No
 def alone(tmp_path_factory):
     """The run of one process on whole batches, with its work folder."""
     folder = tmp_path_factory.mktemp("alone")
-    course, module = train(folder, {}, {})
+    course, module = train(folder, {}, {}, look=True)
     return folder, course.losses, module.model.state_dict()
 
 
 def assert_same_weights(weights, expected, tolerance=2e-5):
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def heldout_losses(out: Path) -> list[float]:
+    rows = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+    return [row["heldout_loss"] for row in rows if "heldout_loss" in row]
 
 
 def keep_only_step(work: Path, step: int) -> None:
@@ -141,9 +147,11 @@ def test_weight_overrides_tokens_and_tokens_are_added_up(tmp_path):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_have_the_curve_of_one_and_their_checkpoint_goes_on_in_one(alone, strategy, tmp_path):
-    _, losses, weights = alone
+    folder, losses, weights = alone
     two = in_processes(tmp_path, strategy, micro_batch_size=2)
     assert two["losses"] == pytest.approx(losses, rel=1e-5)
+    assert heldout_losses(tmp_path) == pytest.approx(heldout_losses(folder), rel=1e-5) and len(heldout_losses(folder)) == 4
+    assert best_checkpoint(tmp_path / "work") is not None and two["best"]["step"] in (2, 4, 6, 8)
     assert_same_weights(torch.load(tmp_path / "weights.pt"), weights)
     keep_only_step(tmp_path / "work", 4)
     notes = []
@@ -169,8 +177,9 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(alone, strategy, tmp_path):
 def test_averages_and_muon_are_the_same_in_two_processes(strategy, tmp_path):
     """Muon works in bf16, so rounding is coarser."""
     config = {"optimizer": "muon", "ema_decay": 0.9}
-    course, module = train(tmp_path / "one", {}, config)
+    course, module = train(tmp_path / "one", {}, config, look=True)
     two = in_processes(tmp_path / "two", strategy, config=config, activation_checkpointing=True)
     assert two["losses"] == pytest.approx(course.losses, rel=2e-3)
+    assert heldout_losses(tmp_path / "two") == pytest.approx(heldout_losses(tmp_path / "one"), rel=2e-3)  # of the averages
     with module.averaged_weights():
         assert_same_weights(torch.load(tmp_path / "two" / "weights.pt"), module.model.state_dict(), tolerance=5e-3)
