@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="YAML: params.yaml for a data step, a job for a stage")
     parser.add_argument("--dataset", help="which dataset of params.yaml (data steps, data-diff)")
     parser.add_argument("--json", action="store_true", help="print JSON (data-diff)")
-    parser.add_argument("--run", help="MLflow run id (work)")
+    parser.add_argument("--mlflow-run", help="MLflow run id (work)")
     parser.add_argument("--step", type=int, help="optimizer step (batch)")
     parser.add_argument("--out", type=Path, help="folder to write (data steps; a stage's follows from its identity)")
     parser.add_argument("--model", help="models:/name@alias, models:/name/version or a folder (chat)")
@@ -52,7 +52,7 @@ def main() -> int:
 
             differences.main(args.revisions, args.dataset, args.json)
         elif args.stage == "work":
-            _work(args.config, args.out, args.run)
+            _work(args.config, args.out, args.mlflow_run)
         elif args.stage == "batch":
             from components import stages
             from components.schema.jobs import Job

@@ -57,7 +57,7 @@ def tell(error: BadInput, out: Path) -> None:
 
 
 def _command(out: Path, run_id: str) -> list[str]:
-    return ["-m", "components", "work", "--config", str(out / "work" / "job.yaml"), "--out", str(out), "--run", run_id]
+    return ["-m", "components", "work", "--config", str(out / "work" / "job.yaml"), "--out", str(out), "--mlflow-run", run_id]
 
 
 def _meeting(job: Job, out: Path, run_id: str) -> list[str]:

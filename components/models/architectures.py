@@ -28,6 +28,7 @@ ONE_WAY = {"gpt_neox", "gpt_neox_japanese"}  # causal, though their config says 
 AUXILIARY_COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
 MASK_TOKEN = "<|mask|>"
 PROOF_TOKENS = 8
+CHUNK_TOKENS = 64  # of a Mamba-2 scan
 
 # Our field, and what the architectures call it; the first name that the architecture knows is used.
 FIELD_NAMES = {
@@ -247,7 +248,11 @@ def _state_space_heads(config: ModelConfig, default: PreTrainedConfig, told: lis
     if not config.heads:
         told.append(f"model.heads = {heads} (heads of width {inner // heads} of the inner width {inner}, as Mamba-2 does)")
     groups = default.n_groups if heads % default.n_groups == 0 else 1
-    return {"num_heads": heads, "head_dim": inner // heads, "n_groups": groups}
+    fields = {"num_heads": heads, "head_dim": inner // heads, "n_groups": groups}
+    if "chunk_size" not in config.extra:
+        told.append(f"model.extra.chunk_size = {CHUNK_TOKENS} (the same sums, nearly twice as fast on a CPU as the default {default.chunk_size}; a GPU kernel may want that)")
+        fields["chunk_size"] = CHUNK_TOKENS
+    return fields
 
 
 def _expansion(config: ModelConfig, default: PreTrainedConfig) -> int:

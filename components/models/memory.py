@@ -92,12 +92,13 @@ def estimate(
     ema: bool = False,
     precision: str = "fp32",
     processes: int = 1,
+    nodes: int = 1,
     strategy: str = "auto",
     on_cpu: bool = True,
     activation_checkpointing: bool = False,
     logit_rows: int | None = None,
 ) -> MemoryEstimate:
-    """The memory of training on `sequences` of context_tokens at once in each process.
+    """The memory of training on `sequences` of context_tokens at once in each of `processes`, which stand on `nodes` machines.
 
     logit_rows: rows of logits that stand at once where the loss is computed in chunks; None = all. strategy fsdp shares weights, gradients and
     moments over the processes, and holds one block whole; tensor shares the blocks' activations too. Errors: BadInput as `architectures.configure`.
@@ -126,7 +127,7 @@ def estimate(
         activations=activations,
         logits=logits,
         allocator=(FRAGMENTATION_BLOCKS * block if activation_checkpointing else int(FRAGMENTATION * (activations + logits))) if on_cpu else 0,
-        processes_on_device=processes if on_cpu else 1,
+        processes_on_device=processes // nodes if on_cpu else 1,
     )
 
 
@@ -143,6 +144,7 @@ def for_training(config: ModelConfig, vocab_size: int, section: OptimConfig, res
         ema=section.ema_decay is not None,
         precision=section.precision,
         processes=processes,
+        nodes=resources.nodes,
         strategy=resources.strategy,
         on_cpu=not _on_gpu(resources.accelerator),
         activation_checkpointing=resources.activation_checkpointing,
@@ -258,7 +260,9 @@ def saved_bytes(model: torch.nn.Module, **inputs: object) -> int:
 
 def refuse_impossible_size(config: ModelConfig, vocab_size: int, objective: Objective = "next_token") -> None:
     """Refuse, before a byte is allocated, a model of which not even one sequence can be trained here. Errors: BadInput."""
-    refuse(estimate(config, vocab_size, sequences=1, objective=objective, activation_checkpointing=True, logit_rows=1), config)
+    least = estimate(config, vocab_size, sequences=1, objective=objective, activation_checkpointing=True, logit_rows=1)
+    shards = int(os.environ.get("WORLD_SIZE", "1")) if torch.cuda.is_available() else 1  # GPUs may share one model, processes on a CPU share its memory
+    refuse(least, config, free=available_bytes() * shards)
 
 
 def refuse(memory: MemoryEstimate, config: ModelConfig, free: int | None = None) -> None:

@@ -86,6 +86,8 @@ def test_a_sections_share_of_the_batch_is_what_stands_in_memory():
     whole = for_training(BASE, 1000, section, Resources(accelerator="cpu"))
     assert whole == estimate(BASE, 1000, sequences=16)
     assert for_training(BASE, 1000, section, Resources(accelerator="cpu", processes=2)).activations == whole.activations // 2
+    spread = for_training(BASE, 1000, section, Resources(accelerator="cpu", processes=2, nodes=2))
+    assert spread.needed == 2 * spread.total and spread.activations == whole.activations // 4
     assert for_training(BASE, 1000, section, Resources(accelerator="cpu", micro_batch_size=2)).activations == whole.activations // 8
 
 
