@@ -272,12 +272,12 @@ def _path(job: Job, name: str) -> Path:
 
 
 def _check_inputs(job: Job) -> None:
-    """A corrupted checkpoint must not train on: every input made by a stage is hashed against its record."""
+    """A corrupted checkpoint must not train on: every input made by a stage is hashed against its record. `weights` come from anywhere; their identity is their hash."""
     for name, part in job.inputs.items():
         folder = Path(part.path)
         if not folder.exists():
             raise BadInput(f"{job.stage}: its input `{name}` ({folder}) does not exist, so there is nothing to start from. Run the earlier stages: modelyard run RECIPE")
-        if (folder / "record.json").exists() and (damage := Record.read(folder).damage()):
+        if name != "weights" and (folder / "record.json").exists() and (damage := Record.read(folder).damage()):
             raise BadInput(
                 f"{job.stage}: its input `{name}` is damaged: in {folder}, {damage}. Training on it would give another model than the record says. "
                 "Run the recipe again with `modelyard run`: the damaged stage is redone"

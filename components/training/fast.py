@@ -1,6 +1,6 @@
 """The forward and backward pass of a causal model, faster: the same numbers within rounding, the same state_dict.
 
-    prepare(model)                                    # once; says how many blocks it took over
+    prepare(model)                                         # once; says how many blocks it took over
     loss = next_token_loss(model, ids, targets).loss  # (B, T), (B, T) -> mean over the targets that count; works for every causal model
 
 Where a plain step of transformers spends its time on a CPU, and what is done about it, is in benchmarks/RESULTS.md (section Pretraining). In short:
@@ -12,13 +12,16 @@ Where a plain step of transformers spends its time on a CPU, and what is done ab
 - Passes over activations. In the blocks of Llama, Mistral and Qwen2 on a CPU in float32: the norm's weight is folded into the matrix that follows, query,
   key and value (gate and up) are one product, residuals are added by the matrix product, rotary positions are one complex multiplication in place.
 
+- What is left of them (kernels.py): SwiGLU and normalisation in one pass each.
+
 A block does this only where it computes what transformers would: causal attention by SDPA, no mask, no cache, no autocast, plain linear layers
-without hooks. In every other case, and for every other architecture, transformers' own forward runs.
+without hooks. In every other case, and for every other architecture, transformers' own forward runs; also under torch.compile, which fuses these passes itself.
 """
 
 from __future__ import annotations
 
 import ctypes
+import inspect
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -28,33 +31,31 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from components.training import kernels
 from components.training.cross_entropy import LinearLoss, linear_cross_entropy, linear_loss
 
 BLOCKS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer)
+SILU = type(ACT2FN["silu"])
+NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm)
 
 # ---------------------------------------------------------------- the model
 
 
-def prepare(model: nn.Module, *, compile: bool = False) -> int:
-    """Make `model` train faster on the device it is on; returns the number of blocks that were taken over, 0 for an architecture that stays as it is.
+def prepare(model: nn.Module) -> int:
+    """Make `model` train faster; returns the number of blocks that were taken over, 0 for an architecture that stays as it is.
 
-    With `compile`, each block is compiled by torch.compile on its first step (one compilation serves all blocks that are alike). Weights, state_dict
-    and what `model` computes stay; calling it again changes nothing.
+    Weights, state_dict and what `model` computes stay. To be called once the model is built and before it is compiled or sharded; again changes nothing.
     """
     if any(p.device.type == "cpu" for p in model.parameters()):
         keep_freed_memory()
     blocks = [module for module in model.modules() if type(module) in BLOCKS]
-    for block in blocks:
-        block.__class__ = _faster(type(block))
-    if compile:
-        for layers in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
-            for block in layers:
-                block.compile(dynamic=False)
+    for module in [*blocks, *(module for module in model.modules() if type(module) in NORMS)]:
+        module.__class__ = _faster(type(module))
     return len(blocks)
 
 
@@ -82,7 +83,8 @@ def next_token_loss(
 ) -> LinearLoss:
     """Mean cross-entropy of what the model says after each token: input_ids (B, T), targets (B, T) with `ignore_index` where nothing counts.
 
-    Targets are not shifted here: targets[b, t] is what should follow input_ids[b, t]. More `inputs` go to the model (attention_mask, position_ids, ...).
+    Targets are not shifted here: targets[b, t] is what the model should say at input_ids[b, t], so an encoder's masked tokens may be asked for as well; rows
+    that do not count are never multiplied by the head. More `inputs` go to the model (attention_mask, position_ids, ...).
     """
     found: list[LinearLoss] = []
 
@@ -94,8 +96,7 @@ def next_token_loss(
     loss = _asked(model, ask, input_ids=input_ids, **inputs)
     if loss is not None:
         return found[0]._replace(loss=loss)
-    logits = model(input_ids=input_ids, use_cache=False, **inputs).logits.flatten(0, -2)
-    return _plain_loss(logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits, targets.flatten(), z_loss, label_smoothing, ignore_index)
+    return _plain_loss(_wide(_logits(model, input_ids=input_ids, **inputs)).flatten(0, -2), targets.flatten(), z_loss, label_smoothing, ignore_index)
 
 
 def next_token_losses(model: nn.Module, input_ids: Tensor, targets: Tensor, *, ignore_index: int = -100, **inputs: Any) -> Tensor:
@@ -107,8 +108,12 @@ def next_token_losses(model: nn.Module, input_ids: Tensor, targets: Tensor, *, i
     losses = _asked(model, ask, input_ids=input_ids, **inputs)
     if losses is not None:
         return losses
-    logits = model(input_ids=input_ids, use_cache=False, **inputs).logits
-    return cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=ignore_index, reduction="none").view(targets.shape)
+    logits = _wide(_logits(model, input_ids=input_ids, **inputs)).flatten(0, -2)
+    return cross_entropy(logits, targets.flatten(), ignore_index=ignore_index, reduction="none").view(targets.shape)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def _plain_loss(logits: Tensor, targets: Tensor, z_loss: float, label_smoothing: float, ignore_index: int) -> LinearLoss:
@@ -133,14 +138,25 @@ def _asked(model: nn.Module, ask: Callable[[Tensor, nn.Linear], Tensor], **input
 def _with_head(model: nn.Module, head: nn.Linear, forward: Callable[[Tensor], Tensor], **inputs: Any) -> Tensor:
     head.forward = forward
     try:
-        return model(**inputs, use_cache=False).logits
+        return _logits(model, **inputs)
     finally:
         del head.forward
 
 
-def _head(model: nn.Module) -> nn.Linear | None:
-    while not hasattr(model, "get_output_embeddings") and hasattr(model, "module"):  # DDP and its like
+def _logits(model: nn.Module, **inputs: Any) -> Tensor:
+    knows_cache = "use_cache" in inspect.signature(_own(model).forward).parameters  # an encoder does not
+    return model(**inputs, **({"use_cache": False} if knows_cache else {})).logits
+
+
+def _own(model: nn.Module) -> nn.Module:
+    """The model inside DDP and its like."""
+    while not hasattr(model, "get_output_embeddings") and hasattr(model, "module"):
         model = model.module
+    return model
+
+
+def _head(model: nn.Module) -> nn.Linear | None:
+    model = _own(model)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return head if isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward else None
 
@@ -164,44 +180,44 @@ def _logits_are_the_heads(model: nn.Module, head: nn.Linear) -> bool:
 
 
 @cache
-def _faster(block: type[nn.Module]) -> type[nn.Module]:
-    """The class of a block with the forward below. Same name: transformers and FSDP find blocks by the names of their classes."""
+def _faster(module: type[nn.Module]) -> type[nn.Module]:
+    """The class of a block or norm with a forward from below. Same name: transformers and FSDP find blocks by the names of their classes."""
 
-    def forward(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def block_forward(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         positions = kwargs.get("position_embeddings")
         if args or attention_mask is not None or kwargs.get("past_key_values") is not None or not _may(self, hidden_states, positions):
-            return block.forward(self, hidden_states, attention_mask, *args, **kwargs)
+            return module.forward(self, hidden_states, attention_mask, *args, **kwargs)
         return _feed_forward(self, _attend(self, hidden_states, *positions))
 
-    return type(block.__name__, (block,), {"forward": forward, "__module__": block.__module__, "__doc__": block.__doc__})
+    def norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
+        if not _plain_numbers(hidden_states):
+            return module.forward(self, hidden_states)
+        return _Normalised.apply(hidden_states.flatten(0, -2), self.variance_epsilon)[1].view(hidden_states.shape) * self.weight
+
+    return type(module.__name__, (module,), {"forward": block_forward if module in BLOCKS else norm_forward, "__module__": module.__module__, "__doc__": module.__doc__})
+
+
+def _plain_numbers(x: Tensor) -> bool:
+    """Whether kernels.py may work on x."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
 def _may(block: Any, x: Tensor, positions: tuple[Tensor, Tensor] | None) -> bool:
     """Whether the functions below compute what the block would."""
-    attention, mlp = block.self_attn, block.mlp
+    if not _plain_numbers(x):
+        return False
+    attention, mlp, norms = block.self_attn, block.mlp, (block.input_layernorm, block.post_attention_layernorm)
     linear = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
     return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and positions is not None
+        positions is not None
         and positions[0].shape[0] == 1  # every sequence counts from the same position
         and positions[0].shape[-1] == attention.head_dim
         and attention.config._attn_implementation == "sdpa"
-        and isinstance(mlp.act_fn, (nn.SiLU, _SILU))
+        and isinstance(mlp.act_fn, SILU)
         and mlp.gate_proj.bias is None
         and all(type(one) is nn.Linear for one in linear)
-        and not any(one._forward_hooks or one._forward_pre_hooks for one in (*linear, attention, mlp, mlp.act_fn, block.input_layernorm, block.post_attention_layernorm))
+        and not any(one._forward_hooks or one._forward_pre_hooks for one in (*linear, *norms, attention, mlp, mlp.act_fn))
     )
-
-
-def _silu_class() -> type[nn.Module]:
-    from transformers.activations import ACT2FN
-
-    return type(ACT2FN["silu"])
-
-
-_SILU = _silu_class()
 
 
 def _attend(block: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
+from itertools import pairwise
 from math import factorial, log
 from typing import Any
 
@@ -60,7 +61,7 @@ def _over_rows(kernel: Callable[..., None], *tensors: Tensor, **numbers: Any) ->
     n = len(arrays[0])
     threads = torch.get_num_threads() if arrays[0].size >= LEAST_NUMBERS else 1
     edges = [n * i // threads for i in range(threads + 1)]
-    parts = [[a[start:end] for a in arrays] for start, end in zip(edges, edges[1:], strict=False)]
+    parts = [[a[start:end] for a in arrays] for start, end in pairwise(edges)]
     others = [_pool(os.getpid()).submit(kernel, *part, *numbers.values()) for part in parts[1:]]
     kernel(*parts[0], *numbers.values())
     wait(others)

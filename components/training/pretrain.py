@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from components.models import memory
+from components.models import memory, routing
 from components.models.architectures import mask_id
 from components.models.build import build, count_parameters, load_tokenizer, save, stop_ids
 from components.models.generate import generate
@@ -39,15 +39,25 @@ LOOKED_AT = -1  # the step whose masks held-out text always has
 
 
 class NextToken(OptimizedModule):
-    """Cross-entropy of each next token."""
+    """Cross-entropy of each next token; in a mixture of experts also what keeps the experts equally busy."""
 
     def __init__(self, model: PreTrainedModel, config: PretrainConfig) -> None:
         super().__init__(config)
         self.model, self.objective = model, config
+        self.routes = routing.asked(model)
+        self._routed: list[Any] = []
+        if self.routes:
+            model.base_model.register_forward_hook(lambda module, inputs, output: self._routed.append(output.router_logits))
 
     def training_step(self, rows: Tensor, step: int) -> dict[str, Any]:
-        found = fast.next_token_loss(self.model, rows[:, :-1], rows[:, 1:], z_loss=self.objective.z_loss, label_smoothing=self.objective.label_smoothing)
-        return {"loss": found.loss, "tokens": rows[:, 1:].numel()}
+        self._routed.clear()
+        weights = {"z_loss": self.objective.z_loss, "label_smoothing": self.objective.label_smoothing}
+        found = fast.next_token_loss(self.model, rows[:, :-1], rows[:, 1:], **weights, **self.routes)
+        shown = {"loss": found.loss, "tokens": rows[:, 1:].numel()}
+        if not self.routes:
+            return shown
+        balance = routing.router_loss(self.model, self._routed[-1])
+        return {**shown, "loss": found.loss + balance, "router_loss": balance.detach()}
 
 
 class Restoring(OptimizedModule):

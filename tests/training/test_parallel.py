@@ -21,6 +21,7 @@ from .parallel_run import Counting, batch, train
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = ["ddp", "fsdp", "tensor"]
+KEEP_ALL = {"keep_checkpoints": 9}
 
 
 def in_processes(out: Path, strategy: str, processes: int = 2, config: dict | None = None, **resources) -> dict:
@@ -38,7 +39,7 @@ def in_processes(out: Path, strategy: str, processes: int = 2, config: dict | No
 def alone(tmp_path_factory):
     """The run of one process on whole batches, with its work folder."""
     folder = tmp_path_factory.mktemp("alone")
-    course, module = train(folder, {}, {}, look=True)
+    course, module = train(folder, {}, KEEP_ALL, look=True)
     return folder, course.losses, module.model.state_dict()
 
 
@@ -148,7 +149,7 @@ def test_weight_overrides_tokens_and_tokens_are_added_up(tmp_path):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_have_the_curve_of_one_and_their_checkpoint_goes_on_in_one(alone, strategy, tmp_path):
     folder, losses, weights = alone
-    two = in_processes(tmp_path, strategy, micro_batch_size=2)
+    two = in_processes(tmp_path, strategy, config=KEEP_ALL, micro_batch_size=2)
     assert two["losses"] == pytest.approx(losses, rel=1e-5)
     assert heldout_losses(tmp_path) == pytest.approx(heldout_losses(folder), rel=1e-5) and len(heldout_losses(folder)) == 4
     assert best_checkpoint(tmp_path / "work") is not None and two["best"]["step"] in (2, 4, 6, 8)
@@ -156,7 +157,7 @@ def test_two_processes_have_the_curve_of_one_and_their_checkpoint_goes_on_in_one
     keep_only_step(tmp_path / "work", 4)
     notes = []
     context = Context(seed=1, emit=lambda e: notes.append(e.get("text")), resources=Resources(accelerator="cpu"))
-    course, module = train(tmp_path, {}, {}, context=context)
+    course, module = train(tmp_path, {}, KEEP_ALL, context=context)
     assert "resumed after step 4 of 8" in notes
     assert course.losses == pytest.approx(losses, rel=1e-5)
     assert_same_weights(module.model.state_dict(), weights)
@@ -168,7 +169,7 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(alone, strategy, tmp_path):
     folder, losses, weights = alone
     shutil.copytree(folder, tmp_path / "out")
     keep_only_step(tmp_path / "out" / "work", 4)
-    assert in_processes(tmp_path / "out", strategy)["losses"] == pytest.approx(losses, rel=1e-5)
+    assert in_processes(tmp_path / "out", strategy, config=KEEP_ALL)["losses"] == pytest.approx(losses, rel=1e-5)
     assert_same_weights(torch.load(tmp_path / "out" / "weights.pt"), weights)
 
 
