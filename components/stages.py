@@ -289,7 +289,8 @@ def _check_disk(job: Job) -> None:
     weights = sum(p.stat().st_size for part in job.inputs.values() for p in Path(part.path).glob("*.safetensors"))
     if (model := job.config.get("model")) and (width := model["hidden_size"]):
         weights = 4 * (2 * 65_536 * width + model["layers"] * (4 * width**2 + 3 * width * (model["intermediate_size"] or 4 * width)))
-    need = 10 * weights + SPARE_BYTES  # weights 1, optimizer 2, in each of three checkpoints, and the result
+    kept = (job.config.get(job.stage) or {}).get("keep_checkpoints", 2) + 2  # the best one too, and one that is being written
+    need = (3 * kept + 1) * weights + SPARE_BYTES  # weights and two moments in each, and the result
     home().mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(home()).free
     if free < need:

@@ -27,8 +27,6 @@ from components.training.muon import MuonWithAdamW, hidden_matrices
 from components.training.schedules import share
 from components.training.spikes import Spikes
 
-learning_rate_share = share
-
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters with decay and those without; a group that would be empty is left out."""

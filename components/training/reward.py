@@ -52,11 +52,10 @@ class RewardModelling(OptimizedModule):
         self.model = model
 
     def training_step(self, ids: Tensor, step: int) -> dict[str, Any]:
-        chosen, rejected = scores(self.model, ids).chunk(2)  # (pairs,) each
-        loss = bradley_terry(chosen, rejected).mean()
+        chosen, rejected = scores(self.model, ids.flatten(0, 1)).view(-1, 2).T  # ids (pairs, 2, T) -> (pairs,) each
         accuracy = (chosen > rejected).float().mean()
-        self.log_dict({"loss": loss.detach(), "accuracy": accuracy})
-        return {"loss": loss, "accuracy": accuracy, "tokens": ids.numel()}
+        self.log("accuracy", accuracy)
+        return {"loss": bradley_terry(chosen, rejected).mean(), "accuracy": accuracy, "tokens": ids.numel(), "weight": len(ids)}
 
 
 def run(config: RewardConfig, chat: Path, preferences: Path, out: Path, context: Context) -> Outcome:
@@ -72,14 +71,16 @@ def run(config: RewardConfig, chat: Path, preferences: Path, out: Path, context:
 
     def batch(step: int) -> Tensor:
         pairs = [train[i] for i in visits(len(train), step * config.batch_size, config.batch_size, context.seed)]
-        return pad_right([p.chosen for p in pairs] + [p.rejected for p in pairs], pad_id)  # (2 pairs, T)
+        return pad_right([side for pair in pairs for side in (pair.chosen, pair.rejected)], pad_id).unflatten(0, (-1, 2))  # (pairs, 2, T)
 
+    module = RewardModelling(model, config)
     course = fit(
-        RewardModelling(model, config), batch, config.steps,
+        module, batch, config.steps,
         every=config.checkpoint_every_steps, out=out, context=context, identity={"config": config.model_dump(mode="json")},
     )  # fmt: skip
-    chosen, rejected = score_pairs(model, heldout, config.batch_size, pad_id)
-    save(model, chat, out)
+    with module.averaged_weights():
+        chosen, rejected = score_pairs(model, heldout, config.batch_size, pad_id)
+        save(model, chat, out)
     write_contract(words, out)
     scale = {"mean": chosen.mean().item(), "std": max(chosen.std().item(), 1e-6)}
     (out / SCALE).write_text(json.dumps(scale) + "\n", encoding="utf-8")

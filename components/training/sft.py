@@ -42,9 +42,8 @@ class FineTuning(OptimizedModule):
         self.model = model
 
     def training_step(self, batch: dict[str, Tensor], step: int) -> dict[str, Any]:
-        loss = answer_losses(self.model, Packed(**batch)).mean()
-        self.log("loss", loss.detach())
-        return {"loss": loss, "tokens": batch["ids"].numel()}
+        losses = answer_losses(self.model, Packed(**batch))
+        return {"loss": losses.sum() / max(1, len(losses)), "tokens": batch["ids"].numel(), "weight": len(losses)}
 
 
 def answer_losses(model: PreTrainedModel, packed: Packed) -> Tensor:
@@ -68,12 +67,15 @@ def run(config: SFTConfig, base: Path, chats: Path, out: Path, context: Context)
         chosen = visits(len(rows), step * config.batch_size, config.batch_size, context.seed)
         return vars(lay_out([rows[r] for r in chosen], train, words.pad_token_id))
 
+    module = FineTuning(model, config)
     course = fit(
-        FineTuning(model, config), batch, config.steps,
+        module, batch, config.steps,
         every=config.checkpoint_every_steps, out=out, context=context, identity={"config": config.model_dump(mode="json")},
     )  # fmt: skip
-    after = measure(model, heldout, config.batch_size, words.pad_token_id)
-    save(model, base, out)
+    with module.averaged_weights():
+        after = measure(model, heldout, config.batch_size, words.pad_token_id)
+        save(model, base, out)
+        samples = answers(model, chats / "heldout.jsonl", words)
     write_contract(words, out)
     figures = {
         "chats": len(train),
@@ -85,7 +87,7 @@ def run(config: SFTConfig, base: Path, chats: Path, out: Path, context: Context)
         **{f"{name}_before": value for name, value in before.items()},
         **{f"{name}_after": value for name, value in after.items()},
     }
-    return Outcome(figures=figures, samples=answers(model, chats / "heldout.jsonl", words), execution=course.execution())
+    return Outcome(figures=figures, samples=samples, execution=course.execution())
 
 
 def read_chats(path: Path, words: PreTrainedTokenizerBase, context_tokens: int, at_most: int | None = None) -> tuple[list[Text], int]:

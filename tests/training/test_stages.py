@@ -12,11 +12,13 @@ from transformers import AutoModelForCausalLM
 from components.models.build import load, load_tokenizer
 from components.models.heads import scalar_model_from
 from components.schema.config import BadInput
-from components.schema.training import OptimConfig
-from components.training import sft
+from components.schema.recipe import Resources
+from components.schema.training import ModelConfig, OptimConfig, PretrainConfig
+from components.training import pretrain, sft
 from components.training.batches import lay_out
-from components.training.optim import learning_rate_share, parameter_groups
+from components.training.optim import parameter_groups
 from components.training.reward import compare, length_bias, read_pairs, score_pairs
+from components.training.schedules import share
 from components.training.trainer import Context
 
 from .conftest import make_chat, make_pair, write_rows
@@ -26,7 +28,7 @@ from .conftest import make_chat, make_pair, write_rows
 
 def test_warm_up_rises_to_the_peak_and_the_cosine_falls_to_the_minimum():
     config = OptimConfig(steps=101, batch_size=1, learning_rate=1, warmup_steps=10, min_learning_rate_ratio=0.1)
-    shares = [learning_rate_share(config, step) for step in range(101)]
+    shares = [share(config, step) for step in range(101)]
     assert shares[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
     assert shares[10] == 1 and shares[100] == pytest.approx(0.1)
     assert shares[55] == pytest.approx(0.1 + 0.9 * 0.5)  # half way down
@@ -214,3 +216,59 @@ def test_a_logger_hears_every_iteration_of_ppo_with_what_must_be_watched(line, t
     line.run("ppo", tmp_path, Context(seed=1, loggers=[logger]), iterations=3)
     assert len(logger.told) == 3
     assert {"reward", "kl", "kl_k3_per_token", "entropy", "length", "finished", "policy_loss", "value_loss", "clipped", "grad_norm"} <= logger.told[0][1].keys()
+
+
+# ---------------------------------------------------------------- other models, other beginnings
+
+
+def with_model(line, tmp_path, out, weights=None, context=None, **parts):
+    """Pretraining of another model on the same world."""
+    config, model = parts.pop("config", {}), {"hidden_size": 32, "layers": 2, "context_tokens": 32, **parts}
+    plan = PretrainConfig(**{"steps": 12, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 2, "heldout_sequences": 8, "checkpoint_every_steps": 4, **config})
+    return pretrain.run(plan, ModelConfig(**model), line.tokens, line.tokens.parent / "mix", line.tokenizer, out, context or Context(seed=1), weights)
+
+
+@pytest.mark.parametrize(("architecture", "more"), [("gpt2", {}), ("mamba2", {}), ("mixtral", {"extra": {"num_local_experts": 4}})])
+def test_every_kind_of_causal_model_learns(line, tmp_path, architecture, more):
+    figures = with_model(line, tmp_path, tmp_path / "out", architecture=architecture, **more).figures
+    assert figures["bits_per_byte_after"] < 0.9 * figures["bits_per_byte_before"]
+
+
+def test_an_encoder_learns_to_restore_what_is_masked_and_says_so_in_samples(line, tmp_path):
+    outcome = with_model(line, tmp_path, tmp_path / "out", architecture="modernbert", heads=2, config={"objective": "masked", "steps": 150, "batch_size": 8})
+    assert outcome.figures["heldout_loss_after"] < 0.9 * outcome.figures["heldout_loss_before"]
+    assert outcome.figures["masked_accuracy_after"] > outcome.figures["masked_accuracy_before"] and "bits_per_byte_after" not in outcome.figures
+    assert all("[" in sample.prompt for sample in outcome.samples)
+
+
+def test_a_training_that_goes_on_begins_where_the_other_ended(line, tmp_path):
+    first = line.run("pretrain", tmp_path / "first").figures
+    more = ModelConfig(init_from=str(tmp_path / "first"), context_tokens=32)
+    plan = PretrainConfig(steps=4, batch_size=4, learning_rate=1e-3, warmup_steps=1, heldout_sequences=8, checkpoint_every_steps=2)
+    second = pretrain.run(plan, more, line.tokens, line.tokens.parent / "mix", line.tokenizer, tmp_path / "second", Context(seed=2), tmp_path / "first").figures
+    assert second["heldout_loss_before"] == pytest.approx(first["heldout_loss_after"], abs=1e-6)
+
+
+def test_micro_batches_and_a_batch_that_grows_leave_the_curve_as_it_is(line, tmp_path):
+    ramp = {"batch_ramp": {"base": 1, "interval_steps": 3}}
+    whole = line.run("pretrain", tmp_path / "whole", **ramp)
+    parts = line.run("pretrain", tmp_path / "parts", Context(seed=1, resources=Resources(micro_batch_size=1)), **ramp)
+    assert whole.figures["tokens_seen"] == (3 * 1 + 3 * 2 + 4 * 4) * 32
+    losses = [[json.loads(text)["loss"] for text in (tmp_path / name / "curve.jsonl").read_text().splitlines()] for name in ("whole", "parts")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and parts.figures["heldout_loss_after"] == pytest.approx(whole.figures["heldout_loss_after"], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_micro_batches_leave_the_later_stages_as_they_are_too(line, tmp_path, stage):
+    whole = line.run(stage, tmp_path / "whole")
+    parts = line.run(stage, tmp_path / "parts", Context(seed=1, resources=Resources(micro_batch_size=1)))
+    assert parts.figures["loss_last"] == pytest.approx(whole.figures["loss_last"], rel=1e-3)
+    assert parts.figures["heldout_loss_after"] == pytest.approx(whole.figures["heldout_loss_after"], rel=1e-3)
+
+
+def test_the_average_of_the_weights_is_what_is_measured_and_saved(line, tmp_path):
+    plain = line.run("pretrain", tmp_path / "plain").figures
+    averaged = line.run("pretrain", tmp_path / "averaged", ema_decay=0.5).figures
+    assert averaged["loss_last"] == plain["loss_last"] and averaged["heldout_loss_after"] != plain["heldout_loss_after"]
+    again = line.run("pretrain", tmp_path / "averaged", ema_decay=0.5).figures  # nothing is left to train: measured from the last checkpoint
+    assert again["heldout_loss_after"] == averaged["heldout_loss_after"]

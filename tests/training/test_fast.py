@@ -1,0 +1,256 @@
+"""The faster step computes what transformers computes, for what it takes over and for what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, rms_norm, silu
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from components.training import fast, kernels
+
+V, T = 48, 12
+SIZES = {"vocab_size": V, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+GPT2 = {"vocab_size": V, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+TAKEN = {
+    "llama": {**SIZES, "num_key_value_heads": 4},
+    "llama with grouped heads, biases, untied": {**SIZES, "num_key_value_heads": 2, "attention_bias": True, "tie_word_embeddings": False},
+    "mistral": {**SIZES, "num_key_value_heads": 2, "sliding_window": None},
+    "mistral with a short window": {**SIZES, "num_key_value_heads": 4, "sliding_window": 4},
+    "qwen2": {**SIZES, "num_key_value_heads": 4},
+}
+LEFT = {
+    "gpt2": GPT2,
+    "mixtral": {**SIZES, "num_key_value_heads": 4, "num_local_experts": 2},
+    "gemma2": {**SIZES, "num_key_value_heads": 4, "head_dim": 8, "final_logit_softcapping": 2.0},
+    "qwen3": {**SIZES, "num_key_value_heads": 4, "head_dim": 8},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(fast, "keep_freed_memory", lambda: True)  # for the whole process: the other tests keep their allocator
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def model(name: str) -> Any:
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(name.split()[0], **{**TAKEN, **LEFT}[name]))
+    for parameter in made.parameters():  # biases and norms that are not 0 and 1, logits worth a cap
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return made.train()
+
+
+def rows(count: int = 3) -> Tensor:
+    return torch.randint(V, (count, T + 1), generator=torch.Generator().manual_seed(1))
+
+
+def plain(network: nn.Module, batch: Tensor, **inputs: Any) -> Tensor:
+    logits = network(input_ids=batch[:, :-1], use_cache=False, **inputs).logits
+    return cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+
+
+def gradients(network: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    network.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in network.named_parameters()}
+
+
+def assert_alike(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert mine.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-4, atol=2e-6 * max(1.0, float(gradient.abs().max())), msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("name", [*TAKEN, *LEFT])
+def test_loss_and_gradients_are_those_of_transformers_and_names_stay(name: str) -> None:
+    network, batch = model(name), rows()
+    names, theirs = list(network.state_dict()), plain(network, batch)
+    their_gradients = gradients(network, theirs)
+    taken = fast.prepare(network)
+    assert taken == (2 if name in TAKEN else 0)
+    mine = fast.next_token_loss(network, batch[:, :-1], batch[:, 1:])
+    torch.testing.assert_close(mine.loss, theirs, rtol=1e-5, atol=1e-5)
+    assert_alike(gradients(network, mine.loss), their_gradients)
+    assert list(network.state_dict()) == names
+    assert int(mine.count) == 3 * T
+
+
+def test_the_blocks_are_really_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    swiglu = kernels.swiglu
+    monkeypatch.setattr(kernels, "swiglu", lambda both: calls.append(1) or swiglu(both))
+    network = model("llama")
+    fast.next_token_loss(network, rows()[:, :-1], rows()[:, 1:])
+    assert not calls
+    fast.prepare(network)
+    fast.next_token_loss(network, rows()[:, :-1], rows()[:, 1:])
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_z_loss_smoothing_and_targets_that_do_not_count_are_the_same_on_every_way(name: str) -> None:
+    network, batch = model(name), rows()
+    fast.prepare(network)
+    targets = batch[:, 1:].clone()
+    targets[:, :5] = -100
+    found = fast.next_token_loss(network, batch[:, :-1], targets, z_loss=0.01, label_smoothing=0.1)
+    logits = network(input_ids=batch[:, :-1]).logits[:, 5:].flatten(0, 1)
+    wanted = targets[:, 5:].flatten()
+    nats = cross_entropy(logits, wanted)
+    torch.testing.assert_close(found.loss, cross_entropy(logits, wanted, label_smoothing=0.1) + 0.01 * logits.logsumexp(-1).square().mean())
+    torch.testing.assert_close(found.nats, nats)
+    assert int(found.count) == len(wanted)
+    each = fast.next_token_losses(network, batch[:, :-1], targets)
+    assert each.shape == targets.shape and not each[:, :5].any()
+    torch.testing.assert_close(each[:, 5:].mean(), nats)
+
+
+@pytest.mark.parametrize(("name", "whole"), [("llama", False), ("gpt2", False), ("gemma2", True)])
+def test_logits_stand_whole_only_where_the_model_does_more_than_multiply(name: str, whole: bool) -> None:
+    network, seen = model(name), []
+    fast.next_token_loss(network, rows()[:, :-1], rows()[:, 1:])  # the model is tried once
+    network.get_output_embeddings().register_forward_hook(lambda head, args, out: seen.append(out.ndim))
+    fast.next_token_loss(network, rows()[:, :-1], rows()[:, 1:])
+    assert seen == [3 if whole else 0]
+
+
+def test_masked_tokens_of_an_encoder_are_asked_for_alike() -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES, "global_attn_every_n_layers": 1, "attention_dropout": 0.0, "mlp_dropout": 0.0, "pad_token_id": 0, "reference_compile": False}
+    network = AutoModelForMaskedLM.from_config(AutoConfig.for_model("modernbert", **sizes)).train()
+    ids, targets = rows()[:, :-1], torch.full((3, T), -100)
+    targets[:, ::4] = ids[:, ::4]
+    found = fast.next_token_loss(network, ids, targets)
+    torch.testing.assert_close(found.loss, cross_entropy(network(input_ids=ids).logits.flatten(0, 1), targets.flatten()))
+    assert int(found.count) == 9
+
+
+def test_generation_masks_caches_and_autocast_take_transformers_own_way() -> None:
+    network = model("llama").eval()
+    ids = rows()[:, :-1]
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+
+    def results() -> list[Tensor]:
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = network(input_ids=ids).logits
+        with torch.no_grad():
+            masked = network(input_ids=ids, attention_mask=mask).logits
+            packed = network(input_ids=ids, position_ids=torch.arange(T).remainder(5)[None], use_cache=False).logits
+            return [cast, masked, packed, network.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)]
+
+    before = results()
+    fast.prepare(network)
+    for a, b in zip(results(), before, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_that_was_replaced_or_watched_keeps_its_own_forward() -> None:
+    network, seen = model("llama"), []
+    fast.prepare(network)
+    watched = network.model.layers[0].mlp.up_proj
+    watched.register_forward_hook(lambda *call: seen.append(1))
+    replaced = network.model.layers[1].self_attn
+
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    double = Doubled(32, 32, bias=False)
+    double.weight = nn.Parameter(replaced.q_proj.weight.detach().clone())
+    before = fast.next_token_loss(network, rows()[:, :-1], rows()[:, 1:]).loss
+    replaced.q_proj = double
+    after = fast.next_token_loss(network, rows()[:, :-1], rows()[:, 1:]).loss
+    assert len(seen) == 2
+    assert not torch.isclose(before, after)
+
+
+def test_checkpointed_blocks_and_copies_give_the_same_gradients() -> None:
+    network, batch = model("llama"), rows()
+    fast.prepare(network)
+    expected = gradients(network, fast.next_token_loss(network, batch[:, :-1], batch[:, 1:]).loss)
+    twin = copy.deepcopy(network)
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+    assert_alike(gradients(network, fast.next_token_loss(network, batch[:, :-1], batch[:, 1:]).loss), expected)
+    for parameter in network.parameters():
+        parameter.data.zero_()
+    assert_alike(gradients(twin, fast.next_token_loss(twin, batch[:, :-1], batch[:, 1:]).loss), expected)
+
+
+def test_blocks_keep_the_name_by_which_others_find_them_and_twice_prepared_is_once() -> None:
+    network = model("llama")
+    assert fast.prepare(network) == 2
+    classes = [type(block) for block in network.model.layers]
+    assert {c.__name__ for c in classes} == set(network._no_split_modules)
+    assert fast.prepare(network) == 0
+    assert [type(block) for block in network.model.layers] == classes
+
+
+# ---------------------------------------------------------------- kernels
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_swiglu_is_silu_times_up_forward_and_backward_for_small_and_huge_numbers(threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    both = torch.randn(301, 2 * 352) * 10 ** torch.linspace(-3, 2, 301)[:, None]
+    by_out = torch.randn(301, 352)
+    wide = both.double().requires_grad_()
+    gate, up = wide.chunk(2, -1)
+    expected = silu(gate) * up
+    (by_both,) = torch.autograd.grad(expected, wide, by_out.double())
+    torch.testing.assert_close(kernels.swiglu(both), expected.float(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(kernels.swiglu_backward(both, by_out), by_both.float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_normalisation_is_torchs_rms_norm_and_adds_the_other_gradient(threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    x, by_unit, by_x = torch.randn(701, 96) * 3, torch.randn(701, 96), torch.randn(701, 96)
+    wide = x.double().requires_grad_()
+    expected = rms_norm(wide, (96,), eps=1e-6)
+    (by_wide,) = torch.autograd.grad(expected, wide, by_unit.double())
+    unit, inverse = kernels.normalise(x, 1e-6)
+    torch.testing.assert_close(unit, expected.float())
+    torch.testing.assert_close(kernels.normalise_backward(unit, inverse, by_unit, by_x), (by_wide + by_x).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_do_not_depend_on_the_number_of_threads() -> None:
+    both = torch.randn(257, 2 * 300, generator=torch.Generator().manual_seed(0))
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(kernels.swiglu(both))
+    assert all(torch.equal(results[0], other) for other in results)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_freed_memory_is_kept() -> None:
+    code = """
+import resource, torch
+from components.training import fast
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(2**22)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+torch.ones(2**22)
+before = faults()
+kept = fast.keep_freed_memory()
+torch.ones(2**22)
+print(kept, before, faults())
+"""
+    kept, before, after = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert kept == "True" and int(before) > 5 * 4000 and int(after) < int(before) / 10  # 4096 pages in each tensor
