@@ -100,9 +100,9 @@ def _terms(hidden: Tensor, weight: Tensor, z_loss: float, label_smoothing: float
     return _Terms(z_loss, label_smoothing, chunk or chunk_rows(weight.shape[0]), ignore_index, dtype, torch.is_grad_enabled())
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(n, D) -> (n, V), in float32 or wider."""
-    logits = torch.mm(hidden, weight.t())
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, into: Tensor | None = None) -> Tensor:
+    """(n, D) -> (n, V), in float32 or wider. `into`: room for them that was used before and so is in the cache."""
+    logits = torch.mm(hidden, weight.t(), out=None if into is None else into[: len(hidden)])
     logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
     return logits if bias is None else logits.add_(bias)
 
@@ -136,7 +136,7 @@ class _Gradients:
     def __init__(self, needed: tuple[bool, ...], hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         self.hidden = torch.empty_like(hidden, dtype=wide) if needed[0] else None
-        self.weight = torch.zeros(weight.t().shape, dtype=wide, device=weight.device) if needed[1] else None  # (D, V): this way round the product is faster
+        self.weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
         self.bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needed[2] else None
 
     def add(self, rows: slice, hidden: Tensor, weight: Tensor, by_logits: Tensor) -> None:
@@ -147,9 +147,9 @@ class _Gradients:
             _product(by_logits, weight, self.hidden[rows])
         if self.weight is not None:
             if self.weight.dtype == hidden.dtype:
-                self.weight.addmm_(hidden.t(), by_logits)
+                self.weight.addmm_(by_logits.t(), hidden)
             else:
-                self.weight += hidden.t() @ by_logits
+                self.weight += by_logits.t() @ hidden
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -183,8 +183,9 @@ class _Mean(torch.autograd.Function):
         gradients = _Gradients(needed, rows, w, bias)
         wide = torch.promote_types(terms.dtype, torch.float32)
         loss, nats = rows.new_zeros((), dtype=wide), rows.new_zeros((), dtype=wide)
+        room = rows.new_empty(min(terms.chunk, len(rows)), len(w))
         for part in _parts(len(rows), terms.chunk):
-            logits = _logits(rows[part], w, bias)
+            logits = _logits(rows[part], w, bias, room)
             losses, surprises = _turn(logits, wanted[part], terms, any(needed))
             loss, nats = loss + losses.sum(), nats + surprises.sum()
             if any(needed):
@@ -203,7 +204,6 @@ class _Mean(torch.autograd.Function):
         scale = by_loss / ctx.count
         made = [None if t is None else t * scale for t in (by_hidden, by_weight, by_bias)]
         made[0] = None if made[0] is None else _spread(made[0], kept, ctx.n)
-        made[1] = None if made[1] is None else made[1].t()
         return (*(None if t is None else t.to(d) for t, d in zip(made, ctx.types, strict=True)), None, None)
 
 
@@ -234,7 +234,7 @@ class _Each(torch.autograd.Function):
             _turn(logits, wanted[part], terms, True)
             gradients.add(part, rows[part], w, logits.mul_(scale[part, None]))
         by_hidden = None if gradients.hidden is None else _spread(gradients.hidden, kept, len(hidden)).to(hidden.dtype)
-        by_weight = None if gradients.weight is None else gradients.weight.t().to(weight.dtype)
+        by_weight = None if gradients.weight is None else gradients.weight.to(weight.dtype)
         return by_hidden, by_weight, None if gradients.bias is None else gradients.bias.to(bias.dtype), None, None
 
 

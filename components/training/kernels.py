@@ -8,7 +8,7 @@ Work is split over as many threads as torch has been given; a row's result does 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
@@ -21,49 +21,68 @@ from numba import njit
 from torch import Tensor
 
 LEAST_NUMBERS = 2**16  # below, one thread: waking another costs more than its half of the work
+BLOCKS = 64  # of rows whose sums are added at the end
 
 _compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nnan", "nsz", "reassoc"})
 
 
-def swiglu(both: Tensor) -> Tensor:
-    """silu(gate) * up of gate and up side by side: (N, 2 I) -> (N, I)."""
-    out = both.new_empty(both.shape[0], both.shape[1] // 2)
-    _over_rows(_swiglu, both, out)
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up: (N, I), (N, I) -> (N, I)."""
+    out = torch.empty_like(gate)
+    _over_rows(_swiglu, gate, up, out)
     return out
 
 
-def swiglu_backward(both: Tensor, by_out: Tensor) -> Tensor:
-    """(N, 2 I), (N, I) -> (N, 2 I)."""
-    out = torch.empty_like(both)
-    _over_rows(_swiglu_backward, both, by_out.contiguous(), out)
-    return out
+def swiglu_backward(gate: Tensor, up: Tensor, by_out: Tensor) -> None:
+    """In place, since what is read is not needed again: gate and up become their gradients, by_out what `swiglu` gave. All (N, I)."""
+    _over_rows(_swiglu_backward, gate, up, by_out)
 
 
-def normalise(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """x over its root mean square, and one over that: (N, C) -> (N, C), (N)."""
-    unit, inverse = torch.empty_like(x), x.new_empty(x.shape[0])
-    _over_rows(_normalise, x, unit, inverse, epsilon=np.float32(epsilon))
-    return unit, inverse
+def normalise(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+    """x over its root mean square; that times the weight; and one over the root mean square: (N, C), (C) -> (N, C), (N, C), (N)."""
+    unit, scaled, inverse = torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[0])
+    _over_rows(_normalise, x, unit, scaled, inverse, whole=[weight], epsilon=np.float32(epsilon))
+    return unit, scaled, inverse
 
 
-def normalise_backward(unit: Tensor, inverse: Tensor, by_unit: Tensor, by_x: Tensor) -> Tensor:
-    """The gradient that reaches x through `unit`, added to the one that reaches it otherwise: (N, C), (N), (N, C), (N, C) -> (N, C)."""
-    out = torch.empty_like(unit)
-    _over_rows(_normalise_backward, unit, inverse, by_unit.contiguous(), by_x.contiguous(), out)
+def normalise_backward(unit: Tensor, inverse: Tensor, weight: Tensor, by_scaled: Tensor, by_x: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient that reaches x through `scaled`, added to the one that reaches it otherwise, and the weight's: (N, C), (N), (C), (N, C), (N, C) -> (N, C), (C)."""
+    out, by_weight = torch.empty_like(unit), unit.new_zeros(BLOCKS, unit.shape[1])
+    rows = -(-len(unit) // BLOCKS)
+    blocks = torch.arange(len(unit)) // rows  # the weight's gradient is summed in blocks of rows, the same however many threads there are
+    _over_rows(_normalise_backward, unit, inverse, by_scaled.contiguous(), by_x.contiguous(), out, blocks, whole=[weight, by_weight], at=rows)
+    return out, by_weight.sum(0)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
+    """Turn the first `heads` heads in x (B, T, heads and more, D) to their positions, in place; cos, sin (B, T, D / 2).
+
+    Rotary positions (Su et al. 2021, arXiv:2104.09864) as transformers lays them out: in each head number i turns with number i + D / 2.
+    """
+    _over_rows(_rotate, x, cos, sin, heads=heads)
+
+
+def rotate_back(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Query and key turned back from their positions, and value, side by side: (B, T, H, D), (B, T, K, D), (B, T, K, D) -> (B, T, H + 2 K, D)."""
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    out = q.new_empty(*q.shape[:2], q.shape[2] + 2 * k.shape[2], q.shape[3])
+    _over_rows(_rotate_back, q, k, v, cos, sin, out)
     return out
 
 
 # ---------------------------------------------------------------- threads
 
 
-def _over_rows(kernel: Callable[..., None], *tensors: Tensor, **numbers: Any) -> None:
+def _over_rows(kernel: Callable[..., None], *tensors: Tensor, whole: Sequence[Tensor] = (), **numbers: Any) -> None:
+    """Call `kernel(*rows of each tensor, *whole tensors, *numbers)` in as many threads as torch has; threads get whole blocks of `at` rows, where it is given."""
     arrays = [t.detach().numpy() for t in tensors]
-    n = len(arrays[0])
+    n, step = len(arrays[0]), numbers.pop("at", 1)
     threads = torch.get_num_threads() if arrays[0].size >= LEAST_NUMBERS else 1
-    edges = [n * i // threads for i in range(threads + 1)]
+    edges = [min(n, -(-n // step) * i // threads * step) for i in range(threads + 1)]
     parts = [[a[start:end] for a in arrays] for start, end in pairwise(edges)]
-    others = [_pool(os.getpid()).submit(kernel, *part, *numbers.values()) for part in parts[1:]]
-    kernel(*parts[0], *numbers.values())
+    rest = (*(t.detach().numpy() for t in whole), *numbers.values())
+    others = [_pool(os.getpid()).submit(kernel, *part, *rest) for part in parts[1:]]
+    kernel(*parts[0], *rest)
     wait(others)
     for other in others:
         other.result()
@@ -97,31 +116,32 @@ def _sigmoids(x, power, bits, out):
 
 
 @_compiled
-def _swiglu(both, out):
-    n, width = out.shape
+def _swiglu(gate, up, out):
+    n, width = gate.shape
     bits, s = np.empty(width, np.int32), np.empty(width, np.float32)
     power = bits.view(np.float32)
     for i in range(n):
-        _sigmoids(both[i, :width], power, bits, s)
+        _sigmoids(gate[i], power, bits, s)
         for j in range(width):
-            out[i, j] = both[i, j] * s[j] * both[i, width + j]
+            out[i, j] = gate[i, j] * s[j] * up[i, j]
 
 
 @_compiled
-def _swiglu_backward(both, by_out, out):
-    n, width = by_out.shape
+def _swiglu_backward(gate, up, by_out):
+    n, width = gate.shape
     bits, s = np.empty(width, np.int32), np.empty(width, np.float32)
     power = bits.view(np.float32)
     for i in range(n):
-        _sigmoids(both[i, :width], power, bits, s)
+        _sigmoids(gate[i], power, bits, s)
         for j in range(width):
-            silu = both[i, j] * s[j]
-            out[i, width + j] = by_out[i, j] * silu
-            out[i, j] = by_out[i, j] * both[i, width + j] * (s[j] + silu * (_ONE - s[j]))
+            silu, by, other = gate[i, j] * s[j], by_out[i, j], up[i, j]
+            by_out[i, j] = silu * other
+            up[i, j] = by * silu
+            gate[i, j] = by * other * (s[j] + silu * (_ONE - s[j]))
 
 
 @_compiled
-def _normalise(x, unit, inverse, epsilon):
+def _normalise(x, unit, scaled, inverse, weight, epsilon):
     n, width = x.shape
     for i in range(n):
         squares = np.float32(0)
@@ -129,16 +149,51 @@ def _normalise(x, unit, inverse, epsilon):
             squares += x[i, j] * x[i, j]
         inverse[i] = _ONE / np.sqrt(squares / np.float32(width) + epsilon)
         for j in range(width):
-            unit[i, j] = x[i, j] * inverse[i]
+            one = x[i, j] * inverse[i]
+            unit[i, j] = one
+            scaled[i, j] = one * weight[j]
 
 
 @_compiled
-def _normalise_backward(unit, inverse, by_unit, by_x, out):
+def _normalise_backward(unit, inverse, by_scaled, by_x, out, block, weight, by_weight):
     n, width = unit.shape
     for i in range(n):
-        along = np.float32(0)
+        along, total = np.float32(0), by_weight[block[i]]
         for j in range(width):
-            along += by_unit[i, j] * unit[i, j]
+            product = by_scaled[i, j] * unit[i, j]
+            total[j] += product
+            along += product * weight[j]
         along /= np.float32(width)
         for j in range(width):
-            out[i, j] = by_x[i, j] + inverse[i] * (by_unit[i, j] - unit[i, j] * along)
+            out[i, j] = by_x[i, j] + inverse[i] * (by_scaled[i, j] * weight[j] - unit[i, j] * along)
+
+
+@_compiled
+def _rotate(x, cos, sin, heads):
+    n, length, _, width = x.shape
+    half = width // 2
+    for b in range(n):
+        for t in range(length):
+            c, s = cos[b, t], sin[b, t]
+            for h in range(heads):
+                head = x[b, t, h]
+                for i in range(half):
+                    one, other = head[i], head[half + i]
+                    head[i] = one * c[i] - other * s[i]
+                    head[half + i] = other * c[i] + one * s[i]
+
+
+@_compiled
+def _rotate_back(q, k, v, cos, sin, out):
+    n, length, heads, width = q.shape
+    groups, half = k.shape[2], width // 2
+    for b in range(n):
+        for t in range(length):
+            c, s = cos[b, t], sin[b, t]
+            for h in range(heads + groups):
+                x, head = q[b, t, h] if h < heads else k[b, t, h - heads], out[b, t, h]
+                for i in range(half):
+                    head[i] = x[i] * c[i] + x[half + i] * s[i]
+                    head[half + i] = x[half + i] * c[i] - x[i] * s[i]
+            for h in range(groups):
+                out[b, t, heads + groups + h] = v[b, t, h]

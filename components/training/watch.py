@@ -58,14 +58,16 @@ class Divergence:
     least one so far, the model has forgotten what it had learnt. Guessing among 20 times as many tokens costs 3 nats.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, forgiving: bool = False) -> None:
+        """`forgiving`: a loss that is no number is let pass, because its step is left out (spikes.py)."""
+        self.forgiving = forgiving
         self.last: deque[float] = deque(maxlen=WINDOW)
         self.least = math.inf
 
     def sees(self, loss: float) -> str | None:
         """What is wrong with this loss, where something is."""
         if not math.isfinite(loss):
-            return f"the loss is {loss}"
+            return None if self.forgiving else f"the loss is {loss}"
         self.last.append(loss)
         if len(self.last) < WINDOW:
             return None
@@ -138,12 +140,12 @@ class Speed:
 class Watch(Callback):
     """Lightning's callback: one for each process; only the first one writes and speaks."""
 
-    def __init__(self, total: int, unit: str, context: Any, work: Path, batch: Callable[[int], Any], looks: Looks, looking: Callable[[], AbstractContextManager[None]]) -> None:
-        """`looking`: inside, the caller's module has the weights that are to be measured."""
+    def __init__(self, total: int, unit: str, context: Any, work: Path, batch: Callable[[int], Any], looks: Looks, looking: Callable[[], AbstractContextManager[None]], forgiving: bool = False) -> None:
+        """`looking`: inside, the caller's module has the weights that are to be measured; `forgiving`: see Divergence."""
         self.total, self.unit, self.context, self.work, self.batch, self.looks, self.looking = total, unit, context, work, batch, looks, looking
         self.first = parallel.rank() == 0
         self.curve, self.samples = Lines(work / "curve.jsonl"), Lines(work / "samples.jsonl")
-        self.divergence = Divergence()
+        self.divergence = Divergence(forgiving)
         self.done, self.last_loss = 0, math.nan
         self.best, self.best_step = math.inf, 0
         self.ending = False

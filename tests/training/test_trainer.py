@@ -77,6 +77,17 @@ def test_a_run_that_is_lost_keeps_its_batch_and_the_checkpoint_before_it(tmp_pat
     assert [path.name[:13] for path in (tmp_path / "work").glob("*.ckpt")] == ["step-00000004"]
 
 
+def test_with_skip_spikes_a_loss_that_is_no_number_costs_its_step_and_not_the_run(tmp_path, monkeypatch):
+    def spoilt(self, rows, step):
+        out = original(self, rows, step)
+        return {**out, "loss": out["loss"] * (math.nan if step == 5 else 1)}
+
+    original = Counting.training_step
+    monkeypatch.setattr(Counting, "training_step", spoilt)
+    course = train(tmp_path, {"micro_batch_size": 2}, {"skip_spikes": 10.0})[0]
+    assert [i for i, loss in enumerate(course.losses) if not math.isfinite(loss)] == [5] and len(course.losses) == 8
+
+
 def test_fp16_on_a_cpu_is_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(BadInput, match="precision=fp16 needs a GPU"):
         train(tmp_path, {}, {"precision": "fp16"})
