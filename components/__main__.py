@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 DATA_STEPS = ("benchmarks", "collect", "clean", "filter", "dedup", "decontaminate", "documents", "chats", "preferences", "tokenizer", "tokens", "mix", "card")
-STAGES = ("data", "plan-data", "pin-data", "pretrain", "sft", "reward", "ppo", "evaluate", "release")
+STAGES = ("data", "plan-data", "pin-data", "pretrain", "sft", "reward", "cost", "judge", "ppo", "grpo", "dpo", "best_of_n", "feedback", "evaluate", "release")
 
 
 def main() -> int:

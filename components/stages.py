@@ -23,10 +23,11 @@ from components.launch import verdict
 from components.schema.config import BadInput
 from components.schema.data import DataConfig
 from components.schema.events import say
-from components.schema.jobs import Job
+from components.schema.jobs import SCORERS, Job
+from components.schema.posttraining import AlignConfig, RewardConfig, SFTConfig
 from components.schema.recipe import EvalConfig, GateConfig
 from components.schema.records import REVISIONS, File, Outcome, Record, file_md5, home
-from components.schema.training import ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from components.schema.training import ModelConfig, PretrainConfig
 
 Say = Callable[[dict[str, Any]], None]
 SPARE_BYTES = 300 * 2**20  # what a stage may leave besides weights: databases, logs, items
@@ -186,11 +187,28 @@ def _reward(job: Job, out: Path, run_id: str) -> Outcome:
     return reward.run(RewardConfig.model_validate(job.config["reward"]), _path(job, "chat"), _path(job, "preferences"), out, _context(job, run_id))
 
 
-def _ppo(job: Job, out: Path, run_id: str) -> Outcome:
-    from components.training import ppo
+def _align(job: Job, out: Path, run_id: str) -> Outcome:
+    """PPO, GRPO, DPO or best-of-N; what runs model-written code comes from here, since training does not know evaluation."""
+    from pydantic import TypeAdapter
 
-    config = PPOConfig.model_validate(job.config["ppo"])
-    return ppo.run(config, _path(job, "chat"), _path(job, "scorer"), _path(job, "preferences"), out, _context(job, run_id))
+    from components.evaluation.sandbox import run_codes
+    from components.training.align import Given
+
+    config = TypeAdapter(AlignConfig).validate_python(job.config["align"])
+    scorers = {name: _path(job, name) for name in SCORERS if name in job.inputs}
+    given = Given(_path(job, "chat"), scorers, _path(job, "preferences"), _path(job, "chats"), lambda programs: [verdict.passed for verdict in run_codes(programs)])
+    return import_module(WORKS_WITH[job.stage]).run(config, given, out, _context(job, run_id))
+
+
+def _feedback(job: Job, out: Path, run_id: str) -> Outcome:
+    """A critic's preferences between a policy's answers and their revisions. Where the critic is reached stands beside the job, since it changes no result."""
+    from components.feedback import feedback
+    from components.schema.feedback import FeedbackConfig
+
+    _use_threads(job)
+    config = FeedbackConfig.joined(job.config["feedback"], job.run.options)
+    given = feedback.Given(_path(job, "policy"), _path(job, "critic") if "critic" in job.inputs else None, _path(job, "constitution"), _path(job, "prompts"))
+    return feedback.run(config, given, out, say)
 
 
 def _evaluate(job: Job, out: Path, run_id: str) -> Outcome:
@@ -237,13 +255,14 @@ def _release(job: Job, out: Path, run_id: str) -> Outcome:
     return Outcome(figures=figures)
 
 
-TRAINING = ("pretrain", "sft", "reward")  # what several processes can do together; a policy samples in one
+TRAINING = ("pretrain", "sft", *SCORERS, "dpo")  # what several processes can do together; a policy samples in one
 
 RUN: dict[str, Callable[[Job, Path, str], Outcome]] = {
     "pretrain": _pretrain,
     "sft": _sft,
-    "reward": _reward,
-    "ppo": _ppo,
+    **dict.fromkeys(SCORERS, _reward),
+    **dict.fromkeys(("ppo", "grpo", "dpo", "best_of_n"), _align),
+    "feedback": _feedback,
     "evaluate": _evaluate,
     "release": _release,
 }
@@ -252,8 +271,12 @@ RUN: dict[str, Callable[[Job, Path, str], Outcome]] = {
 WORKS_WITH = {
     "pretrain": "components.training.pretrain",
     "sft": "components.training.sft",
-    "reward": "components.training.reward",
+    **dict.fromkeys(SCORERS, "components.training.reward"),
     "ppo": "components.training.ppo",
+    "grpo": "components.training.grpo",
+    "dpo": "components.training.dpo",
+    "best_of_n": "components.training.best_of_n",
+    "feedback": "components.feedback.feedback",
     "evaluate": "components.evaluation.harness",
     "release": "components.registry.models",
 }
@@ -272,12 +295,12 @@ def _path(job: Job, name: str) -> Path:
 
 
 def _check_inputs(job: Job) -> None:
-    """A corrupted checkpoint must not train on: every input made by a stage is hashed against its record. `weights` come from anywhere; their identity is their hash."""
+    """A corrupted checkpoint must not train on: every input made by a stage is hashed against its record. `weights`, and models for feedback, come from anywhere; their identity is their hash."""
     for name, part in job.inputs.items():
         folder = Path(part.path)
         if not folder.exists():
             raise BadInput(f"{job.stage}: its input `{name}` ({folder}) does not exist, so there is nothing to start from. Run the earlier stages: modelyard run RECIPE")
-        if name != "weights" and (folder / "record.json").exists() and (damage := Record.read(folder).damage()):
+        if name != "weights" and job.stage != "feedback" and (folder / "record.json").exists() and (damage := Record.read(folder).damage()):
             raise BadInput(
                 f"{job.stage}: its input `{name}` is damaged: in {folder}, {damage}. Training on it would give another model than the record says. "
                 "Run the recipe again with `modelyard run`: the damaged stage is redone"
@@ -289,7 +312,8 @@ def _check_disk(job: Job) -> None:
     weights = sum(p.stat().st_size for part in job.inputs.values() for p in Path(part.path).glob("*.safetensors"))
     if (model := job.config.get("model")) and (width := model["hidden_size"]):
         weights = 4 * (2 * 65_536 * width + model["layers"] * (4 * width**2 + 3 * width * (model["intermediate_size"] or 4 * width)))
-    kept = (job.config.get(job.stage) or {}).get("keep_checkpoints", 2) + 2  # the best one too, and one that is being written
+    sections = [section for section in job.config.values() if isinstance(section, dict)]
+    kept = max([section.get("keep_checkpoints", 2) for section in sections], default=2) + 2  # the best one too, and one that is being written
     need = (3 * kept + 1) * weights + SPARE_BYTES  # weights and two moments in each, and the result
     home().mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(home()).free

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from components.schema.config import BadInput
-from components.schema.jobs import LINE, SECTIONS, Job, Run, line, stages
+from components.schema.jobs import ALIGN, LINE, SCORERS, SECTIONS, Job, Run, line, stages
 from components.schema.jobs import data as data_job
 from components.schema.recipe import Recipe, Resources
 from components.schema.records import Dataset, Record, digest, home
@@ -25,6 +25,7 @@ from components.schema.records import Dataset, Record, digest, home
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from components.schema.feedback import FeedbackConfig
     from flows.screen import Screen
 
 app = typer.Typer(
@@ -62,7 +63,7 @@ def run(
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="data, pretrain, sft, reward, ppo, evaluate or release.")],
+    name: Annotated[str, typer.Argument(help="data, pretrain, sft, reward, cost, judge, ppo, grpo, dpo, best_of_n, evaluate or release: those that the recipe has.")],
     recipe: RecipePath,
     sets: Sets = None,
     threads: Threads = 0,
@@ -72,10 +73,12 @@ def stage(
     with errors_told():
         resolved = _load(recipe, sets)
         root()
-        if name not in LINE:
+        if name == "align" and resolved.align:
+            name = resolved.align.stage
+        if name not in (*LINE, *ALIGN):
             raise BadInput(f"stage: {name!r} is not a stage, so nothing was started. Stages in order: {', '.join(LINE)}")
         if name not in stages(resolved):
-            raise BadInput(f"stage: {resolved.name} has no section `{SECTIONS[name]}`, so there is no {name} to run. Its stages: {', '.join(stages(resolved))}")
+            raise BadInput(f"stage: {resolved.name} has no section `{SECTIONS.get(name, 'align')}` for it, so there is no {name} to run. Its stages: {', '.join(stages(resolved))}")
         _run_stage(name, resolved, Resources.parse(threads, on))
 
 
@@ -109,6 +112,21 @@ def chat(
     root()
     options = ["--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature)]
     os.execv(sys.executable, [sys.executable, "-m", "components", "chat", "--model", model, *options])
+
+
+@app.command()
+def feedback(
+    config: Annotated[Path, typer.Argument(help="Feedback file, such as recipes/feedback/tiny.yaml.")],
+    sets: Sets = None,
+    threads: Threads = 0,
+) -> None:
+    """Have a critic judge a model's answers by a constitution; the preferences become a dataset that DVC keeps."""
+    with errors_told():
+        from components.schema.feedback import FeedbackConfig
+
+        asked = FeedbackConfig.load(config, sets or [])
+        root()
+        _gather(asked, Resources(threads=threads))
 
 
 @app.command()
@@ -266,14 +284,14 @@ def _one_flow(name: str, recipe: Recipe, given: Run) -> None:
             from flows.sft import finetune
 
             finetune(recipe.sft, inputs["base"], dataset, given)
-        case "reward":
+        case "reward" | "cost" | "judge":
             from flows.reward import fit_reward_model
 
-            fit_reward_model(recipe.reward, inputs["chat"], dataset, given)
-        case "ppo":
+            fit_reward_model(getattr(recipe, name), inputs["chat"], dataset, given, name)
+        case "ppo" | "grpo" | "dpo" | "best_of_n":
             from flows.align import align
 
-            align(recipe.align, inputs["chat"], inputs["scorer"], dataset, given)
+            align(recipe.align, inputs["chat"], {role: inputs[role] for role in SCORERS if role in inputs}, dataset, given)
         case "evaluate":
             from flows.evaluate import evaluate
 
@@ -282,6 +300,26 @@ def _one_flow(name: str, recipe: Recipe, given: Run) -> None:
             from flows.release import release
 
             release(recipe.gate, {job.config["role"]: inputs["model"]}, inputs["report"], given)
+
+
+def _gather(config: FeedbackConfig, resources: Resources) -> None:
+    """One dataset of feedback, made by a flow of its own and put under DVC."""
+    import subprocess
+
+    console = _console()
+    with _flows(console) as (_, screen):
+        from flows.feedback import gather_feedback, keep
+
+        record = gather_feedback(config, Run(recipe_name=config.name, seed=config.seed, resources=resources))
+    found = screen.results["feedback"]["verdict"]
+    console.print(f"feedback: {found.action}: {found.reason}", highlight=False)
+    folder = keep(record, config.name)
+    done = subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        fail(f"dvc add {folder} ended with code {done.returncode}: {done.stderr.strip()[-400:]}. The data stands there all the same; once DVC works, run the same command again", 1)
+    figures = record.figures
+    print(f"{figures['pairs']} pairs of {figures['prompts']} prompts in {folder}, of which {folder}.dvc is the version. What was left out and why: {folder}/report.md")
+    print(f"Next: in a recipe, data.preferences: [{{kind: files, path: {folder}/preferences}}]; and git add {folder}.dvc")
 
 
 @contextmanager

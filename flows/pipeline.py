@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from components.schema.jobs import Run
+from components.schema.jobs import SCORERS, Run
 from components.schema.recipe import Recipe, Resources
 from components.schema.records import Record
 from flows.align import align
@@ -27,10 +27,9 @@ def train_and_release(recipe: Recipe, resources: Resources = Resources()) -> Rec
     if recipe.sft:
         last = finetune(recipe.sft, models["base"], data, run)
         models["chat"] = last.artifact()
-    if recipe.reward:
-        scorer = fit_reward_model(recipe.reward, models["chat"], data, run).artifact()
+    scorers = {role: fit_reward_model(config, models["chat"], data, run, role).artifact() for role in SCORERS if (config := getattr(recipe, role))}
     if recipe.align:
-        last = align(recipe.align, models["chat"], scorer, data, run)
+        last = align(recipe.align, models["chat"], scorers, data, run)
         models["policy"] = last.artifact()
     if recipe.evals:
         report = evaluate(recipe.evals, models, data, run).artifact()

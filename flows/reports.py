@@ -31,10 +31,10 @@ def data_card(record: Record) -> Record:
 def training_card(record: Record) -> Record:
     """Figures, times and samples of a training stage."""
     figures = [{"figure": name, "value": _shown(value)} for name, value in {**record.figures, **record.execution}.items()]
-    create_table_artifact(table=figures, key=record.stage, description=f"{record.stage} {record.identity[:16]}")
+    create_table_artifact(table=figures, key=record.stage.replace("_", "-"), description=f"{record.stage} {record.identity[:16]}")
     if record.samples:
         text = "\n\n".join(f"**{s.prompt}**\n\n```\n{s.output}\n```" for s in record.samples)
-        create_markdown_artifact(markdown=text, key=f"{record.stage}-samples", description=f"What {record.stage} says")
+        create_markdown_artifact(markdown=text, key=f"{record.stage.replace('_', '-')}-samples", description=f"What {record.stage} says")
     return record
 
 

@@ -1,4 +1,4 @@
-"""Chat model to reward model."""
+"""Chat model to a scalar model: reward, cost, or a second reward model that only watches."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from prefect import flow
 
 from components.schema import jobs
 from components.schema.jobs import Run
+from components.schema.posttraining import RewardConfig
 from components.schema.records import Artifact, Dataset, Record
-from components.schema.training import RewardConfig
 from flows.reports import training_card
 from flows.tasks import run_stage
 
 
-@flow(name="fit-reward-model", flow_run_name="fit-reward-model {run.recipe_name}")
-def fit_reward_model(config: RewardConfig, chat: Artifact, data: Dataset, run: Run = Run()) -> Record:
-    """A scalar head on the chat model learns the dataset's preferences."""
-    return training_card(run_stage(jobs.reward(config, chat, data, run)))
+@flow(name="fit-reward-model", flow_run_name="fit-{role}-model {run.recipe_name}")
+def fit_reward_model(config: RewardConfig, chat: Artifact, data: Dataset, run: Run = Run(), role: str = "reward") -> Record:
+    """A scalar head on the chat model learns the dataset's preferences. `role`: reward; cost, what does harm; judge, a second opinion that is never optimised."""
+    return training_card(run_stage(jobs.reward(config, chat, data, run, role)))

@@ -21,9 +21,14 @@ MEASURES = {
     "pretrain": ("bits_per_byte", "bits/byte", ".2f"),
     "sft": ("heldout_loss", "nats/token", ".2f"),
     "reward": ("accuracy", "pair accuracy", ".2f"),
+    "cost": ("accuracy", "pair accuracy", ".2f"),
+    "judge": ("accuracy", "pair accuracy", ".2f"),
     "ppo": ("reward", "reward", "+.2f"),
+    "grpo": ("reward", "reward", "+.2f"),
+    "dpo": ("accuracy", "pair accuracy", ".2f"),
+    "best_of_n": ("reward", "reward", "+.2f"),
 }
-ROLES = {"base": "base", "chat": "chat (SFT)", "policy": "policy (PPO)"}
+ROLES = {"base": "base", "chat": "chat (SFT)", "policy": "policy (aligned)"}
 
 
 class Screen:
@@ -98,6 +103,8 @@ def _measure_line(record: Record) -> str:
     if record.stage == "evaluate":
         last = list(record.figures["scores"].values())[-1]
         return "  ".join(f"{suite} {s['score']:.2f}" for suite, s in last.items())
+    if record.stage == "feedback":
+        return f"{record.figures['pairs']:,} pairs of {record.figures['prompts']:,} prompts"
     if record.stage == "release":
         return f"{record.figures['uri']} {record.figures['action']}"
     return f"{record.figures['tokens'].get('train_tokens', 0):,} tokens, {record.figures['chats'].get('train', 0):,} chats"
@@ -148,7 +155,7 @@ def _verdict(summary: dict[str, Any]) -> str:
 
 def _samples(records: dict[str, Record]) -> Group:
     lines: list[Text] = []
-    for stage in ("pretrain", "sft", "reward", "ppo"):
+    for stage in MEASURES:
         if stage in records and records[stage].samples:
             lines.append(Text(f"\n{stage} says", style="bold"))
             for sample in records[stage].samples[:3]:

@@ -6,8 +6,8 @@ from prefect import flow
 
 from components.schema import jobs
 from components.schema.jobs import Run
+from components.schema.posttraining import SFTConfig
 from components.schema.records import Artifact, Dataset, Record
-from components.schema.training import SFTConfig
 from flows.reports import training_card
 from flows.tasks import run_stage
 

@@ -18,6 +18,7 @@ MAY = {
     "components/data": {"components.schema", "components.data", "datasets", "dvc", "transformers"},
     "components/models": {"components.schema", "components.models", "torch", "transformers", "peft"},
     "components/training": {"components.schema", "components.models", "components.training", "torch", "lightning", "transformers"},
+    "components/feedback": {"components.schema", "components.models", "components.feedback", "torch", "pydantic"},
     "components/evaluation": {"components.schema", "components.models", "components.evaluation", "torch", "lm_eval", "transformers", "datasets"},
     "components/registry": {"components.schema", "components.registry", "mlflow"},
     "components/serving": {"components.schema", "components.models", "components.registry", "components.serving", "torch", "transformers"},

@@ -80,6 +80,9 @@ class CurriculumConfig(Config):
     """Single-turn chats for SFT."""
     preferences: NonNegativeInt = 3_000
     """Preference pairs for the reward model."""
+    safety: NonNegativeInt = 0
+    """Further pairs in which helpful and harmless pull apart: the fuller answer often tells where a person lives, which is preferred and unsafe. Each says
+    which side is safer and which are safe, for a cost model."""
     benchmark_items: PositiveInt = 120
     """Items in each of mini_gsm8k and mini_mmlu (mini_humaneval has at most a third of it)."""
 

@@ -11,12 +11,15 @@ from typing import Any
 
 from components.schema.config import Config
 from components.schema.data import DataConfig
+from components.schema.posttraining import AlignConfig, RewardConfig, SFTConfig
 from components.schema.recipe import EvalConfig, GateConfig, Recipe, Resources
 from components.schema.records import Artifact, Dataset, folder_of, identity_of
-from components.schema.training import ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from components.schema.training import ModelConfig, PretrainConfig
 
-LINE = ("data", "pretrain", "sft", "reward", "ppo", "evaluate", "release")
-SECTIONS = {"sft": "sft", "reward": "reward", "ppo": "align", "evaluate": "evals", "release": "evals"}  # a stage is in the line where its section is given
+LINE = ("data", "pretrain", "sft", "reward", "cost", "judge", "align", "evaluate", "release")
+SECTIONS = {"sft": "sft", "reward": "reward", "cost": "cost", "judge": "judge", "align": "align", "evaluate": "evals", "release": "evals"}  # what is in the line where its section is given
+SCORERS = ("reward", "cost", "judge")  # scalar models: one stage, thrice
+ALIGN = ("ppo", "grpo", "dpo", "best_of_n")  # what `align` is, by the recipe's method
 
 
 class Run(Config):
@@ -32,6 +35,8 @@ class Run(Config):
     """What this machine gives."""
     parent_run_id: str | None = None
     """MLflow run under which the stages' runs stand; None = each stands alone."""
+    options: dict[str, Any] = {}
+    """What else a stage is told that never changes its result: where an endpoint is reached, how patiently."""
 
 
 class Job(Config):
@@ -77,15 +82,17 @@ def sft(config: SFTConfig, base: Artifact, dataset: Dataset, run: Run) -> Job:
     return Job(stage="sft", config=_plain(sft=config, seed=run.seed), inputs={"base": base, "chats": dataset.chats}, run=run)
 
 
-def reward(config: RewardConfig, chat: Artifact, dataset: Dataset, run: Run) -> Job:
-    return Job(stage="reward", config=_plain(reward=config, seed=run.seed), inputs={"chat": chat, "preferences": dataset.preferences}, run=run)
+def reward(config: RewardConfig, chat: Artifact, dataset: Dataset, run: Run, stage: str = "reward") -> Job:
+    """`stage`: reward, cost or judge."""
+    return Job(stage=stage, config=_plain(reward=config, seed=run.seed), inputs={"chat": chat, "preferences": dataset.preferences}, run=run)
 
 
-def ppo(config: PPOConfig, chat: Artifact, scorer: Artifact, dataset: Dataset, run: Run) -> Job:
+def align(config: AlignConfig, chat: Artifact, scorers: dict[str, Artifact], dataset: Dataset, run: Run) -> Job:
+    """`scorers` by role: reward, cost, judge; those that the recipe has."""
     return Job(
-        stage="ppo",
-        config=_plain(ppo=config, seed=run.seed),
-        inputs={"chat": chat, "scorer": scorer, "preferences": dataset.preferences},
+        stage=config.stage,
+        config=_plain(align=config, seed=run.seed),
+        inputs={"chat": chat, **scorers, "preferences": dataset.preferences, "chats": dataset.chats},
         run=run,
     )
 
@@ -108,7 +115,7 @@ def release(config: GateConfig, models: dict[str, Artifact], report: Artifact, r
 
 def stages(recipe: Recipe) -> tuple[str, ...]:
     """The stages of a recipe's line, in order."""
-    return tuple(name for name in LINE if name not in SECTIONS or getattr(recipe, SECTIONS[name]))
+    return tuple(recipe.align.stage if name == "align" else name for name in LINE if name not in SECTIONS or getattr(recipe, SECTIONS[name]))
 
 
 def line(recipe: Recipe, dataset: Dataset, run: Run, weights: Artifact | None = None) -> dict[str, Job]:
@@ -118,11 +125,14 @@ def line(recipe: Recipe, dataset: Dataset, run: Run, weights: Artifact | None = 
     if recipe.sft:
         made["sft"] = sft(recipe.sft, models["base"], dataset, run)
         models["chat"] = made["sft"].output
-    if recipe.reward:
-        made["reward"] = reward(recipe.reward, models["chat"], dataset, run)
+    scorers = {}
+    for name in SCORERS:
+        if config := getattr(recipe, name):
+            made[name] = reward(config, models["chat"], dataset, run, name)
+            scorers[name] = made[name].output
     if recipe.align:
-        made["ppo"] = ppo(recipe.align, models["chat"], made["reward"].output, dataset, run)
-        models["policy"] = made["ppo"].output
+        made[recipe.align.stage] = align(recipe.align, models["chat"], scorers, dataset, run)
+        models["policy"] = made[recipe.align.stage].output
     if recipe.evals:
         made["evaluate"] = evaluate(recipe.evals, models, dataset, run)
         made["release"] = release(recipe.gate, models, made["evaluate"].output, run)

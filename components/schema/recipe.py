@@ -20,7 +20,8 @@ from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveInt, V
 from components.schema import presets
 from components.schema.config import BadInput, Config, Fraction, Name
 from components.schema.data import DataConfig, Suite, TokenizerConfig
-from components.schema.training import ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from components.schema.posttraining import AlignConfig, RewardConfig, SFTConfig
+from components.schema.training import ModelConfig, PretrainConfig
 
 # ---------------------------------------------------------------- evaluation and release
 
@@ -70,8 +71,12 @@ class Recipe(Config):
     """Base model to a chat model; empty = the line ends before it."""
     reward: RewardConfig | None = None
     """Chat model to a reward model."""
-    align: PPOConfig | None = None
-    """Chat model to an aligned policy."""
+    cost: RewardConfig | None = None
+    """Chat model to a cost model, which alignment with `safety` keeps under its limit."""
+    judge: RewardConfig | None = None
+    """A second reward model that alignment never optimises: where it disagrees with the first one, the policy has found a hole in that."""
+    align: AlignConfig | None = None
+    """Chat model to an aligned policy, by the method it names: ppo, grpo, rloo, dpo, ipo, kto, orpo or best_of_n."""
     evals: EvalConfig | None = None
     """How base, chat and aligned model are measured; empty = they are not, and nothing is released."""
     gate: GateConfig = GateConfig()
@@ -83,17 +88,27 @@ class Recipe(Config):
         if self.evals and (missing := [s for s in self.evals.suites if s not in self.data.benchmarks]):
             problems.append(f"evals.suites names {missing}, which data.benchmarks does not hold: they could not be measured. Add them to data.benchmarks")
         for name, section in (("evals", self.evals), ("align", self.align)):
-            if section and section.max_new_tokens >= self.model.context_tokens:
-                problems.append(f"{name}.max_new_tokens={section.max_new_tokens} leaves no room for a prompt in model.context_tokens={self.model.context_tokens}. Lower it")
+            if (longest := getattr(section, "max_new_tokens", 0)) >= self.model.context_tokens:
+                problems.append(f"{name}.max_new_tokens={longest} leaves no room for a prompt in model.context_tokens={self.model.context_tokens}. Lower it")
         if self.sft and not self.data.curriculum and not self.data.chats:
             problems.append("data has neither chats nor a curriculum: SFT would have nothing to learn from. Add a source under data.chats")
-        if self.reward and not self.data.curriculum and not self.data.preferences:
+        if (self.reward or self.cost or self.judge) and not self.data.curriculum and not self.data.preferences:
             problems.append("data has neither preferences nor a curriculum: the reward model would have nothing to learn from. Add a source under data.preferences")
-        for name, needs in (("reward", "sft"), ("align", "sft"), ("align", "reward")):
-            if getattr(self, name) and not getattr(self, needs):
-                problems.append(f"{name} is given and {needs} is not: it would have no model to start from. Add the section {needs}, or remove {name}")
-        if self.pretrain.objective == "masked" and (told := [name for name in ("sft", "reward", "align", "evals") if getattr(self, name)]):
+        for name in ("reward", "cost", "judge", "align"):
+            if getattr(self, name) and not self.sft:
+                problems.append(f"{name} is given and sft is not: it would have no model to start from. Add the section sft, or remove {name}")
+        if self.align and self.align.needs_scorer and not self.reward:
+            problems.append("align.rewards asks for a reward model and the section reward is not given: nothing could score an answer. Add reward, or name other rewards (math, code, format)")
+        if getattr(self.align, "needs_cost_model", False) and not self.cost:
+            problems.append("align.safety asks for a cost model and the section cost is not given: nothing could say what an answer costs. Add cost, or name other costs in align.safety.cost")
+        for name, dimension in (("reward", "preference"), ("judge", "preference"), ("cost", "cost")):
+            if (section := getattr(self, name)) and section.dimension != dimension:
+                problems.append(f"{name}.dimension is {section.dimension}: this section is for {dimension}. Write {name}.dimension={dimension}")
+        told = [name for name in ("sft", "reward", "cost", "judge", "align", "evals") if getattr(self, name)]
+        if self.pretrain.objective == "masked" and told:
             problems.append(f"pretrain.objective is masked, and a model that reads in both directions cannot answer: {', '.join(told)} would have nothing to work on. Remove these sections")
+        if self.sft and self.sft.task and (told := [name for name in ("reward", "cost", "judge", "align", "evals") if getattr(self, name)]):
+            problems.append(f"sft.task gives the model another head, and it cannot answer any more: {', '.join(told)} would have nothing to work on. Remove these sections")
         if problems:
             raise ValueError("; ".join(problems))
         return self

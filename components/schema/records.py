@@ -17,7 +17,9 @@ from typing import Any, Self
 from components.schema.config import BadInput, Config
 
 # Bumped by hand when what a stage does changes its meaning; a bump makes every stored result of that stage run anew.
-REVISIONS = {"data": 1, "pretrain": 2, "sft": 2, "reward": 2, "ppo": 2, "evaluate": 1, "release": 2}
+REVISIONS = {
+    "data": 1, "pretrain": 2, "sft": 3, "reward": 3, "cost": 1, "judge": 1, "ppo": 3, "grpo": 1, "dpo": 1, "best_of_n": 1, "feedback": 1, "evaluate": 1, "release": 2,
+}  # fmt: skip
 
 
 def home() -> Path:

@@ -1,4 +1,4 @@
-"""The model and training sections of a recipe: what is built, what it learns from, how it is optimised."""
+"""The model and pretrain sections of a recipe, and what all training shares: what is built, what it learns from, how it is optimised."""
 
 from __future__ import annotations
 
@@ -139,68 +139,3 @@ class PretrainConfig(OptimConfig):
     """Measure each domain's held-out loss during training; 0 = before and after only."""
     sample_every_steps: NonNegativeInt = 0
     """Write down a few continuations during training; 0 = at the end only."""
-
-
-class SFTConfig(OptimConfig):
-    """Supervised fine-tuning on chats; the loss counts the assistant's tokens and its end-of-turn token only."""
-
-    heldout_chats: PositiveInt = 256
-    """Held-out chats on which the loss is measured before and after."""
-
-
-class RewardConfig(OptimConfig):
-    """A scalar head learns which of two answers people prefer (Bradley-Terry loss; Ouyang et al. 2022, arXiv:2203.02155)."""
-
-    heldout_pairs: PositiveInt = 400
-    """Held-out pairs on which accuracy is measured before and after."""
-
-
-class PPOConfig(Config):
-    """Align the chat model against the reward model (Schulman et al. 2017, arXiv:1707.06347; Ziegler et al. 2019, arXiv:1909.08593)."""
-
-    iterations: PositiveInt
-    """Rounds of sampling and updating."""
-    rollout_size: PositiveInt = 64
-    """Prompts answered by the policy before each round of updates."""
-    minibatch_size: PositiveInt = 32
-    """Answers in each optimizer step; must divide rollout_size."""
-    epochs: PositiveInt = 2
-    """Passes over each round's answers."""
-    max_new_tokens: PositiveInt = 64
-    """Longest answer; one that has not ended by then is charged `unfinished_penalty`."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature of the rollouts."""
-    learning_rate: PositiveFloat = 3e-5
-    """Peak learning rate of policy and value head, held constant after warm-up."""
-    warmup_steps: NonNegativeInt = 5
-    """Optimizer steps of linear warm-up."""
-    kl_coef: NonNegativeFloat = 0.05
-    """Price, in reward units per nat, of moving away from the SFT model. 0 = unregularised."""
-    clip_range: PositiveFloat = 0.2
-    """The probability ratio counts only within 1 +- this."""
-    value_clip_range: PositiveFloat = 0.2
-    """The value may move at most this far from its old estimate before its loss stops counting."""
-    value_coef: NonNegativeFloat = 0.1
-    """Weight of the value loss beside the policy loss."""
-    gamma: Fraction = 1.0
-    """Discount per token."""
-    gae_lambda: Fraction = 0.95
-    """GAE's trade between bias and variance (Schulman et al. 2016, arXiv:1506.02438)."""
-    unfinished_penalty: NonNegativeFloat = 1.0
-    """Reward taken from an answer without an end-of-turn token."""
-    grad_clip_norm: PositiveFloat = 1.0
-    """Gradients are scaled down to at most this global norm."""
-    heldout_prompts: PositiveInt = 128
-    """Held-out prompts on which reward and KL are measured before and after."""
-    checkpoint_every_iterations: PositiveInt = 5
-    """A killed run goes on from the last multiple of this many iterations."""
-
-    @model_validator(mode="after")
-    def _minibatches_divide(self) -> PPOConfig:
-        if self.rollout_size % self.minibatch_size:
-            fits = [m for m in range(1, self.rollout_size + 1) if self.rollout_size % m == 0]
-            raise ValueError(
-                f"rollout_size={self.rollout_size} is not a multiple of minibatch_size={self.minibatch_size}: the last "
-                f"{self.rollout_size % self.minibatch_size} answers of every round would never train. Use minibatch_size in {fits}"
-            )
-        return self

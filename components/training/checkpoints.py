@@ -84,7 +84,7 @@ class Writer(CheckpointIO):
 
 
 class Checkpoints(Callback):
-    """Saves every `every` steps, every `seconds` seconds, where validation is best so far, on SIGTERM, and after the last step.
+    """Saves every `every` steps, every `seconds` seconds, where validation is best so far, on SIGTERM, and after the last step or the one that ended the run.
 
     Must come behind the callback whose state belongs to the step, and which knows `best_step` and `ending`.
     """
@@ -101,11 +101,11 @@ class Checkpoints(Callback):
         late = bool(self.seconds) and time.monotonic() - self._saved >= self.seconds
         is_best = self.watch.best_step == done  # which only the first process knows
         ending, late, is_best = parallel.any_process(self.watch.ending, late, is_best)  # all save together, or none
-        if done % self.every == 0 or done == self.total or ending or late or is_best:
+        if done % self.every == 0 or done == self.total or ending or late or is_best or self.watch.enough:
             self.writer.written = lambda path: self._tidy(path, is_best)
             trainer.save_checkpoint(self.folder / f"step-{done:08d}")
             self._saved = time.monotonic()
-        if ending and done < self.total:
+        if ending and done < self.total and not self.watch.enough:
             self.writer.finish()
             self.watch.context.note(f"asked to end (SIGTERM): a checkpoint was written after {self.watch.unit[:-1]} {done} of {self.total}. Run it again: it goes on from there")
             raise SystemExit(TERMINATED)

@@ -1,13 +1,17 @@
-"""The leaf maths of post-training, in log-probabilities and masks.
+"""The leaf maths of reinforcement learning on answers, in log-probabilities and masks.
 
-Notation: B answers, T tokens. `counts` (B, T) is True where a token is the model's own answer; only those enter a mean.
+Notation: B answers, T tokens. `counts` (B, T) is True where a token is the model's own answer; only those enter a mean. `weights` (B, T) says
+which mean is taken: how much each token's term counts, 0 where it does not. A loss is then a sum, so the losses of parts of a batch add up to the batch's.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+
+EPSILON = 1e-4  # beside a group's standard deviation: a group whose rewards are equal but for rounding has nothing to teach
 
 
 def masked_mean(x: Tensor, counts: Tensor) -> Tensor:
@@ -15,12 +19,24 @@ def masked_mean(x: Tensor, counts: Tensor) -> Tensor:
     return x[counts].mean()
 
 
-def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Loss of each pair, -log P(chosen beats rejected) with P = sigmoid of the score difference: (B,).
+def token_weights(counts: Tensor, each: Literal["answer", "batch", "constant"], longest: int = 1) -> Tensor:
+    """How much a token's term counts: (B, T), 0 where `counts` is False.
 
-    Bradley and Terry 1952; as a reward model's loss in Ouyang et al. 2022, arXiv:2203.02155, eq. 1.
+    answer: the mean over an answer's tokens, then over answers (GRPO, Shao et al. 2024, arXiv:2402.03300). batch: the mean over all tokens
+    (PPO as usual; DAPO, Yu et al. 2025, arXiv:2503.14476). constant: an answer's sum over `longest`, then the mean over answers (Dr. GRPO, Liu et al. 2025,
+    arXiv:2503.20783), so a token weighs the same in a long answer and in a short one.
     """
-    return -logsigmoid(chosen - rejected)
+    if each == "answer":
+        return counts / counts.sum(1, keepdim=True).clamp(min=1) / len(counts)
+    return counts / (counts.sum().clamp(min=1) if each == "batch" else longest * len(counts))
+
+
+def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the terms by their weights; whatever stands where the weight is 0 (even nan) does not matter."""
+    return torch.where(weights > 0, x * weights, 0.0).sum()
+
+
+# ---------------------------------------------------------------- distance
 
 
 def kl_k1(logp: Tensor, reference: Tensor) -> Tensor:
@@ -29,9 +45,15 @@ def kl_k1(logp: Tensor, reference: Tensor) -> Tensor:
 
 
 def kl_k3(logp: Tensor, reference: Tensor) -> Tensor:
-    """exp(log q - log p) - 1 - (log q - log p) under samples of p: unbiased too, and never negative."""
+    """exp(log q - log p) - 1 - (log q - log p) under samples of p: unbiased too, and never negative.
+
+    As a loss its gradient is another thing than as a number: under samples of p it is that of KL(q || p) (Tang and Munos 2025, arXiv:2506.09477).
+    """
     difference = reference - logp
     return difference.expm1() - difference
+
+
+# ---------------------------------------------------------------- advantages
 
 
 def whiten(x: Tensor, counts: Tensor) -> Tensor:
@@ -58,15 +80,42 @@ def gae(rewards: Tensor, values: Tensor, counts: Tensor, gamma: float, lam: floa
     return advantages, torch.where(counts, advantages + values, 0.0)
 
 
-def ppo_policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, counts: Tensor, clip_range: float) -> tuple[Tensor, Tensor]:
-    """The clipped surrogate and the share of tokens on which the clip binds (Schulman et al. 2017, arXiv:1707.06347, eq. 7)."""
+def token_rewards(score: Tensor, kl: Tensor, counts: Tensor, kl_coef: float) -> Tensor:
+    """Reward of each token: minus the price of its KL, plus the answer's score (B,) at its last token: (B, T); 0 elsewhere."""
+    is_last = counts & ~counts.roll(-1, dims=1)
+    is_last[:, -1] = counts[:, -1]  # what rolls in from column 0 is no successor
+    return torch.where(counts, -kl_coef * kl, 0.0) + torch.where(is_last, score.unsqueeze(1), 0.0)
+
+
+def group_advantages(rewards: Tensor, group_size: int, normalise_by_std: bool) -> Tensor:
+    """Reward of each answer minus its group's mean, over the group's standard deviation where asked: (B,). Groups stand together.
+
+    Shao et al. 2024, arXiv:2402.03300; the deviation is the sample's, as TRL has it.
+    """
+    groups = rewards.view(-1, group_size)
+    above = groups - groups.mean(1, keepdim=True)
+    return (above / (groups.std(1, keepdim=True) + EPSILON) if normalise_by_std else above).flatten()
+
+
+def leave_one_out_advantages(rewards: Tensor, group_size: int) -> Tensor:
+    """Reward of each answer minus the mean of the others of its group: (B,) (Ahmadian et al. 2024, arXiv:2402.14740)."""
+    groups = rewards.view(-1, group_size)
+    others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
+    return (groups - others).flatten()
+
+
+# ---------------------------------------------------------------- losses
+
+
+def policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, weights: Tensor, clip_range: float) -> tuple[Tensor, Tensor]:
+    """The clipped surrogate, and by weight the share of tokens on which the clip binds (Schulman et al. 2017, arXiv:1707.06347, eq. 7)."""
     ratio = (logp - old_logp).exp()
     free = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-    return masked_mean(torch.maximum(free, clipped), counts), masked_mean((clipped > free).float(), counts)
+    return weighted_sum(torch.maximum(free, clipped), weights), weighted_sum((clipped > free).float(), weights)
 
 
-def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, counts: Tensor, clip_range: float) -> Tensor:
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, clip_range: float) -> Tensor:
     """Half the squared error, of the value or of the value clipped around its old estimate, whichever is worse."""
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
-    return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (clipped - returns) ** 2), counts)
+    return 0.5 * weighted_sum(torch.maximum((values - returns) ** 2, (clipped - returns) ** 2), weights)

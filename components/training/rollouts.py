@@ -7,17 +7,23 @@ policy and the reference alike, so that ratio and KL start at exactly 1 and 0 (T
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch import Tensor, nn
+from torch.nn.functional import linear, log_softmax
 from transformers import PreTrainedModel
 
+from components.models.engines import Engine
 from components.models.generate import generate
 from components.models.heads import logits_at
+from components.training import fast
 from components.training.batches import pad_right
+from components.training.cross_entropy import chunk_rows, linear_cross_entropy
+
+BATCH = 128  # rows that are answered together
 
 
 @dataclass(frozen=True)
@@ -50,23 +56,73 @@ def lay_out_rollout(prompts: list[list[int]], answers: list[list[int]], pad_id: 
     return Rollout(prompts, answers, ids, (column >= starts) & (column < ends), finished)
 
 
-def sample(policy: PreTrainedModel, prompts: list[list[int]], *, stop_ids: list[int], max_new_tokens: int, temperature: float, seed: int) -> Rollout:
-    """Let the policy answer; `stop_ids` is (end of turn, padding). The same seed and weights give the same answers."""
+def sample(
+    policy: PreTrainedModel,
+    prompts: list[list[int]],
+    *,
+    stop_ids: list[int],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    copies: int = 1,
+    engine: Engine | None = None,
+) -> Rollout:
+    """Let the policy answer each prompt `copies` times; `stop_ids` is (end of turn, padding). The same seed and weights give the same answers.
+
+    The answers to a prompt are neighbours: row i * copies + k is answer k to prompts[i]. A prompt is read once, whether it is repeated here or in `prompts`.
+    `engine` answers in place of the model's own loop; it is given the policy's weights first (engines.py).
+    """
     end_id, pad_id = stop_ids
-    answers = generate(
-        policy, prompts, stop_ids=stop_ids, pad_id=pad_id, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch_size=128
-    )  # fmt: skip
-    return lay_out_rollout(prompts, answers, pad_id, end_id, policy.device)
+    asked = [prompt for prompt in prompts for _ in range(copies)]
+    how = {"stop_ids": stop_ids, "pad_id": pad_id, "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    if engine is None:
+        answers = generate(policy, asked, **how, batch_size=BATCH)
+    else:
+        engine.take(policy)
+        answers = engine.generate(asked, **how)
+    return lay_out_rollout(asked, answers, pad_id, end_id, policy.device)
 
 
-def answer_logprobs(model: PreTrainedModel, ids: Tensor, counts: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def answer_logprobs(model: PreTrainedModel, ids: Tensor, counts: Tensor, temperature: float, *, with_entropy: bool = True) -> tuple[Tensor, Tensor]:
     """Log-probability of each answer token, and the entropy of the distribution it was drawn from: (B, T), (B, T); 0 elsewhere.
 
-    The distribution is the one that was sampled from: logits over the temperature. Entropy carries no gradient.
+    The distribution is the one that was sampled from: logits over the temperature. Entropy carries no gradient; without `with_entropy` it is nan where it would
+    count, and costs nothing. Logits stand for a few rows at a time, never whole (fast.py).
     """
-    logits = logits_at(model, counts.roll(-1, dims=1), input_ids=ids) / temperature  # (N, V)
-    log_p = log_softmax(logits, dim=-1)
-    chosen = log_p.gather(1, ids[counts].unsqueeze(1)).squeeze(1)  # (N,)
-    frozen = log_p.detach()
-    entropy = -(frozen.exp() * frozen).sum(-1)  # (N,)
-    return torch.zeros_like(ids, dtype=chosen.dtype).masked_scatter(counts, chosen), torch.zeros_like(ids, dtype=entropy.dtype).masked_scatter(counts, entropy)
+    seen: list[Tensor] = []
+
+    def ask(hidden: Tensor, head: nn.Linear) -> Tensor:
+        rows = hidden[predicts] / temperature if temperature != 1 else hidden[predicts]  # (N, D)
+        bias = None if head.bias is None else head.bias / temperature
+        if with_entropy:
+            logp, entropy = _look(rows.detach(), chosen, head.weight.detach(), None if bias is None else bias.detach())
+            seen.append(entropy)
+            if not torch.is_grad_enabled():
+                return logp
+        return -linear_cross_entropy(rows, head.weight, chosen, bias=bias, reduction="none")  # (N,)
+
+    predicts, chosen = counts.roll(-1, dims=1), ids[counts]  # (B, T) True where the next token counts: column 0 never does; (N,)
+    logp = fast._asked(model, ask, input_ids=ids)
+    if logp is None:  # what the model does behind its head is its own
+        log_p = log_softmax(logits_at(model, predicts, input_ids=ids).float() / temperature, dim=-1)  # (N, V)
+        logp = log_p.gather(1, chosen[:, None])[:, 0]
+        seen = [-(log_p.detach().exp() * log_p.detach()).sum(-1)] if with_entropy else []
+    entropy = seen[0] if with_entropy else torch.full_like(logp.detach(), math.nan)
+    return _spread(logp, counts), _spread(entropy, counts)
+
+
+def _spread(values: Tensor, counts: Tensor) -> Tensor:
+    """(N,) to where `counts` (B, T) is True; 0 elsewhere."""
+    return torch.zeros(counts.shape, dtype=values.dtype, device=values.device).masked_scatter(counts, values)
+
+
+def _look(hidden: Tensor, chosen: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """log p of the chosen words and the entropy of p = softmax(hidden @ weight.T + bias), a few rows at a time: (N, D), (N,), (V, D), (V,) -> (N,), (N,)."""
+    size = chunk_rows(len(weight))
+    logp, entropy = hidden.new_zeros((2, len(hidden)), dtype=torch.float32)
+    for start in range(0, len(hidden), size):
+        here = slice(start, start + size)
+        log_p = log_softmax(linear(hidden[here], weight, bias).float(), dim=-1)  # (size, V)
+        logp[here] = log_p.gather(1, chosen[here, None])[:, 0]
+        entropy[here] = -(log_p.exp() * log_p).sum(-1)
+    return logp, entropy

@@ -43,7 +43,7 @@ from components.training.accumulate import WholeBatch
 from components.training.checkpoints import KEPT, Checkpoints, Writer, newest_checkpoint, write_whole
 from components.training.parallel import device_of
 from components.training.seeds import mixed_seed, seed_everything
-from components.training.watch import Looks, Watch
+from components.training.watch import ENDED, Looks, Watch
 
 __all__ = ["Context", "Course", "Looks", "device_of", "fit", "mixed_seed", "peak_memory_mb", "remembered", "seed_everything"]
 
@@ -83,6 +83,8 @@ class Course:
     tokens_per_s: float
     best: dict[str, float] | None = None
     """{"step", "value"} of the best validation, where there was one."""
+    ended: dict[str, Any] | None = None
+    """{"step", "why"} where the module ended the run before its last step."""
     speed: dict[str, float] = field(default_factory=dict)
     """Shares of the time, share of peak, seconds spent compiling and waiting for checkpoints."""
 
@@ -108,7 +110,8 @@ def fit(
 
     `batch(i)` is the whole batch of step i: tensors, in tuples, lists or dicts, with rows first. `module.training_step` gets some of the rows and
     returns {"loss": a mean over them, "tokens": how many were read}, "weight" where the mean is over another number than tokens, and, if it
-    likes, more numbers to show. `identity` is what the run is made of: a work folder left by another run is refused.
+    likes, more numbers to show. Where its attribute `enough` says why after a step (in each process alike), the run ends with that step.
+    `identity` is what the run is made of: a work folder left by another run is refused.
 
     Returns in the first process only. Errors: BadInput (also for a loss that is no number, and for one that diverged).
     """
@@ -123,15 +126,16 @@ def fit(
     start = checkpoints.step_of(checkpoint) if checkpoint else 0
     if checkpoint:
         context.note(f"resumed after {unit[:-1]} {start} of {total}")
-    if start < total:
+    went_on = start < total and start != (_ended(work) or {}).get("step")
+    if went_on:
         _run_trainer(run, start, checkpoint)
     parallel.leave()
-    if start == total or run.is_cut:  # killed after the last step, while measuring or saving; or trained as a copy in parts
+    if not went_on or run.is_cut:  # killed after the last step, while measuring or saving; or trained as a copy in parts
         _take_over(module, run.watch, checkpoints.load(newest_checkpoint(work, context.note)))
     module.to(device_of(context.accelerator))  # Lightning leaves it on the CPU
     losses = _keep_lines(work, out, run.watch)
     best = {"step": run.watch.best_step, "value": run.watch.best} if run.watch.best_step else None
-    return Course(losses, run.watch.speed.seconds, run.watch.speed.per_second(), best, run.speed())
+    return Course(losses, run.watch.speed.seconds, run.watch.speed.per_second(), best, _ended(work), run.speed())
 
 
 class _Run:
@@ -223,7 +227,7 @@ def _run_trainer(run: _Run, start: int, checkpoint: Path | None) -> None:
             trainer.fit(run.trained, run.loader(start), ckpt_path=str(checkpoint) if checkpoint else None, weights_only=True)
     finally:
         signal.signal(signal.SIGTERM, sigterm or signal.SIG_DFL)
-    if run.watch.done != run.total:
+    if run.watch.done != run.total and not run.watch.enough:
         raise RuntimeError(f"training: it ended after {run.watch.done} of {run.total} {run.watch.unit} without an error, so nothing of it is saved. Run it again: it goes on")
 
 
@@ -267,6 +271,11 @@ def _take_over(module: LightningModule, watch: Watch, state: dict[str, Any]) -> 
         module.take_over(state)
     else:
         module.load_state_dict(state["state_dict"])
+
+
+def _ended(work: Path) -> dict[str, Any] | None:
+    """Where and why the run ended before its last step, if it did."""
+    return json.loads((work / ENDED).read_text(encoding="utf-8")) if (work / ENDED).exists() else None
 
 
 def _keep_lines(work: Path, out: Path, watch: Watch) -> list[float]:

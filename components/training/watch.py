@@ -6,6 +6,7 @@ same bytes however often it was killed. Speed and time go to the loggers and to 
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import statistics
@@ -23,11 +24,13 @@ from transformers import PreTrainedModel
 
 from components.schema.config import BadInput
 from components.training import parallel, peaks
+from components.training.checkpoints import write_whole
 from components.training.curve import Lines
 from components.training.seeds import seed_everything
 
 SECONDS_BETWEEN_EVENTS = 0.25
 FIRST_STEPS = 8
+ENDED = "ended.json"  # in the work folder of a run that its module ended before its last step
 WINDOW, NATS = 32, 3.0  # a run has diverged when the median of so many losses is so far above the least such median
 
 
@@ -150,6 +153,8 @@ class Watch(Callback):
         self.best, self.best_step = math.inf, 0
         self.ending = False
         """Whether SIGTERM asked to end after this step."""
+        self.enough: str | None = None
+        """Why the module asked to end the whole run after this step."""
         self.speed = Speed()
         self._told = 0.0
         share, _ = parallel.data_share(context.resources)
@@ -220,6 +225,16 @@ class Watch(Callback):
             self.curve.add({"step": self.done, "loss": self.last_loss, **seen})
             self._log(module, shown, seen)
             self._tell(trainer, shown)
+        self.enough = getattr(module, "enough", None)
+        if self.enough:
+            self._end_early(trainer)
+
+    def _end_early(self, trainer: Trainer) -> None:
+        """Written down before the checkpoint: a run that is killed in between comes to the same step again, and ends again."""
+        trainer.should_stop = True
+        if self.first:
+            write_whole(self.work / ENDED, json.dumps({"step": self.done, "why": self.enough}))
+            self.context.note(f"ended after {self.unit[:-1]} {self.done} of {self.total}: {self.enough}")
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.speed.shares = self.clock.shares()

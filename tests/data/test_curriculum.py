@@ -20,6 +20,7 @@ from components.schema.data import CurriculumConfig
 from .conftest import documents, read
 
 SMALL = CurriculumConfig(documents=300, chats=300, preferences=300, benchmark_items=30)
+SAFETY = CurriculumConfig(preferences=0, safety=2000)
 LM_EVAL = Path(next(iter(find_spec("lm_eval").submodule_search_locations))) / "tasks"
 
 
@@ -61,6 +62,43 @@ def test_chosen_is_not_simply_the_longer_side():
             longer[pair["kind"]].append(len(pair["chosen"]) > len(pair["rejected"]))
     assert sum(longer["style"]) / len(longer["style"]) > 0.7
     assert sum(longer["garbled"]) / len(longer["garbled"]) < 0.6
+
+
+def test_pairs_about_safety_come_after_the_others_and_move_none():
+    both = list(curriculum.preferences(SMALL.model_copy(update={"safety": 40})))
+    assert both[:300] == list(curriculum.preferences(SMALL)) and len(both) == 340
+    assert both[300:] == list(islice(curriculum.preferences(SAFETY), 40)) and {pair["kind"] for pair in both[300:]} == {"safety"}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_answer_is_unsafe_where_it_tells_a_home_and_the_safer_side_tells_fewer(seed):
+    def homes(text):
+        return len(re.findall(r"lives in|[Hh]ome of", text))  # every wording of a home, and of nothing else
+
+    pairs = list(curriculum.preferences(SAFETY.model_copy(update={"seed": seed})))
+    for pair in pairs:
+        told = [homes(pair[side]) for side in ("chosen", "rejected")]
+        assert pair["safe"] == [count == 0 for count in told]
+        if told[0] != told[1]:
+            assert pair["safer"] == ("chosen", "rejected")[told[1] < told[0]]
+    disagree = sum(pair["safer"] == "rejected" for pair in pairs) / len(pairs)
+    longer_is_chosen = sum(len(pair["chosen"]) > len(pair["rejected"]) for pair in pairs) / len(pairs)
+    assert 0.75 < disagree < 0.85 and longer_is_chosen > 0.8
+    assert {tuple(pair["safe"]) for pair in pairs} == {(False, True), (True, False), (True, True), (False, False)}
+    apart = [pair for pair in pairs if pair["safe"][0] != pair["safe"][1]]
+    longer_is_unsafe = sum((len(pair["chosen"]) > len(pair["rejected"])) != pair["safe"][0] for pair in apart) / len(apart)
+    assert 0.4 < longer_is_unsafe < 0.7, "length alone must not tell harm"
+    assert len({pair["prompt"][0]["content"] for pair in pairs}) > 500
+
+
+def test_the_tests_of_code_chats_pass_with_the_answer_and_fail_with_another():
+    chats = [chat for chat in curriculum.chats(CurriculumConfig(chats=1000)) if "tests" in chat]
+    assert {chat["kind"] for chat in chats} == {"code"} and len(chats) == sum(chat["kind"] == "code" for chat in curriculum.chats(CurriculumConfig(chats=1000))) > 20
+    for chat in chats:
+        *_, asked, answer = (message["content"] for message in chat["messages"])
+        exec(f"{asked}{answer}\n{chat['tests']}", {})
+        with pytest.raises(AssertionError):
+            exec(f"{asked}    return None\n{chat['tests']}", {})
 
 
 def test_chats_ask_in_the_words_of_lm_evals_official_tasks():

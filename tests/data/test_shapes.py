@@ -10,6 +10,10 @@ from components.data.dialogue.turns import Unfit
 U, A, S = ({"role": role, "content": role[0]} for role in ("user", "assistant", "system"))
 HUMAN, GPT = {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}
 HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
+PKU = {
+    "prompt": "p", "response_0": "full", "response_1": "short", "prompt_source": "x", "is_response_0_safe": False, "is_response_1_safe": True,
+    "response_0_severity_level": 2, "response_1_severity_level": 0, "response_0_sha256": "0f",
+}  # fmt: skip
 
 
 def chat_of(row: dict) -> list[tuple[str, str]]:
@@ -50,6 +54,8 @@ CHAT_ROWS = {
     ],
     "question_answer": [({"question": "Why?", "answer": "Because."}, "u:Why? a:Because.")],
     "transcript": [({"chosen": HH + " So.", "rejected": HH + " No."}, "u:Hi a:Hello. u:Why? a:So."), ({"text": "Human: a\n\nAssistant: b"}, "u:a a:b")],
+    "labelled": [({"text": "Good film.", "label": 1, "label_text": "positive"}, "u:Good_film. a:positive"), ({"premise": "p", "hypothesis": "h", "label": 2}, "u:p\nh a:2")],
+    "squad": [({"context": "Ann lives in Ulm.", "question": "Where?", "answers": {"text": ["Ulm"], "answer_start": [13]}}, "u:Where?\nAnn_lives_in_Ulm. a:Ulm")],
 }
 PAIR_ROWS = {
     "hh_rlhf": [({"chosen": HH + " So.", "rejected": HH + " No\nway."}, "u:Hi a:Hello. u:Why? > So. < No\nway.")],
@@ -66,6 +72,10 @@ PAIR_ROWS = {
     "sharegpt_pair": [
         ({"conversations": [HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "r"}}, "u:u > a < r"),
         ({"conversations": [GPT, HUMAN, GPT, HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "r"}, "system": "s"}, "s:s u:u a:a u:u > a < r"),
+    ],
+    "safe_rlhf": [
+        ({**PKU, "better_response_id": 0, "safer_response_id": 1}, "u:p > full < short"),
+        ({**PKU, "better_response_id": 1, "safer_response_id": 1}, "u:p > short < full"),
     ],
 }  # fmt: skip
 
@@ -160,12 +170,38 @@ def test_a_chat_that_cannot_be_learnt_from_is_refused_with_its_reason(row, reaso
         ({"prompt": "p", "answers": ["a", "b"], "ranking": [1, 2]}, "ranking_is_no_order_of_the_answers"),
         ({"prompt": "p", "answers": ["a", 3], "ranks": [1, 2]}, "answer_not_text"),
         ({"prompt": "p", "answers": [], "ranks": []}, "fewer_than_two_answers"),
+        ({**PKU, "better_response_id": 2, "safer_response_id": 0}, "response_id_is_neither_0_nor_1"),
+        ({**PKU, "better_response_id": 0, "safer_response_id": None}, "response_id_is_neither_0_nor_1"),
+        ({**PKU, "is_response_1_safe": "yes", "better_response_id": 0, "safer_response_id": 0}, "safe_is_not_two_truths"),
+        ({**PKU, "response_1": "full", "better_response_id": 0, "safer_response_id": 1}, "sides_are_equal"),
+        ({"prompt": "p", "chosen": "c", "rejected": "r", "safer": "c"}, "safer_names_no_side"),
+        ({"prompt": "p", "chosen": "c", "rejected": "r", "safe": [True]}, "safe_is_not_two_truths"),
+        ({**PKU, "better_response_id": 0, "safer_response_id": 0}, "the_safer_side_is_the_unsafe_one"),
+        ({"prompt": "p", "chosen": "c", "rejected": "r", "margin": float("nan")}, "margin_is_no_number"),
+        ({"prompt": "p", "chosen": "c", "rejected": "r", "margin": "wide"}, "margin_is_no_number"),
     ],
 )
 def test_a_pair_that_prefers_nothing_is_refused_with_its_reason(row, reason):
     with pytest.raises(Unfit) as caught:
         convert(row, PREFERENCES)
     assert caught.value.reason == reason
+
+
+# ---------------------------------------------------------------- help and harm judged apart
+
+
+@pytest.mark.parametrize("better, safer, wanted", [(0, 1, ("full", "rejected", [False, True])), (1, 1, ("short", "chosen", [True, False]))])
+def test_the_safer_side_and_what_is_safe_are_told_of_chosen_and_rejected(better, safer, wanted):
+    _, (pair,), _ = convert({**PKU, "better_response_id": better, "safer_response_id": safer}, PREFERENCES)
+    assert (pair["chosen"], pair["safer"], pair["safe"]) == wanted
+
+
+def test_a_pair_of_our_own_files_keeps_what_it_says_about_its_sides():
+    said = {"margin": 0.5, "safer": "rejected", "safe": [False, True]}
+    _, (pair,), _ = convert({"prompt": [U], "chosen": "c", "rejected": "r", "kind": "safety", **said}, PREFERENCES)
+    assert {name: pair[name] for name in said} == said
+    _, (plain,), _ = convert({"prompt": [U], "chosen": "c", "rejected": "r", "margin": None, "safer": None}, PREFERENCES)
+    assert set(plain) == {"prompt", "chosen", "rejected"}
 
 
 # ---------------------------------------------------------------- K ranked answers

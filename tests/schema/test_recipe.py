@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from components.schema.config import BadInput
-from components.schema.jobs import LINE, stages
+from components.schema.jobs import stages
 from components.schema.recipe import Recipe, Resources
 
 ROOT = Path(__file__).parents[2]
@@ -65,10 +65,31 @@ def test_bad_recipes_end_with_one_message_that_says_what_and_what_to_do(case: st
 
 def test_a_line_ends_where_its_sections_end() -> None:
     whole = Recipe.load(TINY)
-    assert stages(whole) == LINE
+    assert stages(whole) == ("data", "pretrain", "sft", "reward", "ppo", "evaluate", "release")
+    verified = ["reward=null", "align.method=grpo", "align.rewards=[{kind: math}]", "align.prompts={source: chats}"]
+    assert stages(Recipe.load(TINY, verified)) == ("data", "pretrain", "sft", "grpo", "evaluate", "release")
     assert stages(Recipe.load(TINY, ["align=null"])) == ("data", "pretrain", "sft", "reward", "evaluate", "release")
     assert stages(Recipe.load(TINY, ["sft=null", "reward=null", "align=null"])) == ("data", "pretrain", "evaluate", "release")
     assert stages(Recipe.load(TINY, ["sft=null", "reward=null", "align=null", "evals=null"])) == ("data", "pretrain")
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["reward=null"], "align.rewards asks for a reward model and the section reward is not given"),
+        (["align.safety={limit: 0}"], "align.safety asks for a cost model and the section cost is not given"),
+        (["align.method=sarsa"], "align: Input tag 'sarsa'"),
+        (["reward.dimension=cost"], "reward.dimension is cost: this section is for preference"),
+        (["align={method: ipo, steps: 9, batch_size: 2, learning_rate: 1e-4, warmup_steps: 1, label_smoothing: 0.1}"], "label_smoothing is dpo's"),
+        (["align={method: orpo, steps: 9, batch_size: 2, learning_rate: 1e-4, warmup_steps: 1, reference_free: true}"], "orpo has no reference"),
+        (["sft.lora={}", "sft.train_layers=norm"], "they contradict each other"),
+        (["sft.task={kind: classification}"], "sft.task gives the model another head"),
+        (["align.rewards=[{kind: format}]"], "needs `pattern`"),
+    ],
+)
+def test_post_training_that_cannot_work_is_refused_at_the_door(sets: list[str], words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        Recipe.load(TINY, sets)
 
 
 def test_resources_are_read_as_key_and_value() -> None:

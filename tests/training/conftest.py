@@ -10,8 +10,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from components.models.build import load_tokenizer
-from components.schema.training import ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from components.schema.posttraining import PPOConfig, RewardConfig, SFTConfig
+from components.schema.training import ModelConfig, PretrainConfig
 from components.training import ppo, pretrain, reward, sft
+from components.training.align import Given
 from components.training.trainer import Context
 
 SPECIAL = ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -127,7 +129,11 @@ class Line:
             return sft.run(SFTConfig(**{"steps": 10, "heldout_chats": 8, **PLAN, **changes}), self.of("pretrain"), self.chats, out, context)
         if stage == "reward":
             return reward.run(RewardConfig(**{"steps": 10, "heldout_pairs": 8, **PLAN, **changes}), self.of("sft"), self.preferences, out, context)
-        return ppo.run(PPOConfig(**{"iterations": 5, **PPO_PLAN, **changes}), self.of("sft"), self.of("reward"), self.preferences, out, context)
+        return ppo.run(PPOConfig(**{"iterations": 5, **PPO_PLAN, **changes}), self.given(), out, context)
+
+    def given(self) -> Given:
+        """What aligning starts from, without a cost model or a judge."""
+        return Given(self.of("sft"), {"reward": self.of("reward")}, self.preferences, self.chats, lambda programs: [False] * len(programs))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
-from components.data.curriculum import arithmetic, dialogues, exams, numbers, programs, prose, reading
+from components.data.curriculum import arithmetic, dialogues, exams, numbers, programs, prose, reading, safety
 from components.data.curriculum.world import World
 from components.schema.data import CurriculumConfig
 
@@ -37,13 +37,14 @@ def documents(config: CurriculumConfig) -> Iterator[tuple[str, str]]:
 
 
 def chats(config: CurriculumConfig) -> Iterator[Item]:
-    """Chats: {"messages", "kind"}."""
+    """Chats: {"messages", "kind"}; those about code have `tests`, a program's end that fails where the answer is wrong."""
     return _clean_items("chats", config.chats, config.seed, dialogues.draw_chat)
 
 
 def preferences(config: CurriculumConfig) -> Iterator[Item]:
-    """Preference pairs: {"prompt", "chosen", "rejected", "kind"}."""
-    return _clean_items("preferences", config.preferences, config.seed, dialogues.draw_pair)
+    """Preference pairs: {"prompt", "chosen", "rejected", "kind"}; those about safety say `safer` and `safe` too."""
+    yield from _clean_items("preferences", config.preferences, config.seed, dialogues.draw_pair)
+    yield from _clean_items("safety", config.safety, config.seed, safety.draw_pair)
 
 
 def benchmark(name: str, config: CurriculumConfig) -> exams.Splits:

@@ -32,23 +32,24 @@ STYLES = ("terse", "plain", "warm")
 def draw_chat(rng: Random, world: World, seed: int) -> dict[str, object]:
     """One random chat."""
     kind = rng.choices(("word_problem", "multiple_choice", "code", "ask_fact", "talk"), (0.26, 0.42, 0.05, 0.14, 0.13))[0]
+    more = {}
     if kind == "word_problem":
         story = arithmetic.tell(arithmetic.draw_steps(rng, seed, heldout=False), rng)
-        messages, answer = _user(_gsm8k(story)), story.solution
+        messages, answer = user(_gsm8k(story)), story.solution
     elif kind == "multiple_choice":
         item = exams.draw_item(rng, world, seed, rng.choice(exams.SUBJECTS), heldout=False)
         messages, answer = exams.mmlu_messages(item), item["choices"][item["answer"]]
     elif kind == "code":
         program = programs.write(*rng.choice(programs.pool(seed, heldout=False)), rng)
-        messages, answer = _user(program.prompt), program.body
+        messages, answer, more = user(program.prompt), program.body, {"tests": program.check}
     elif kind == "ask_fact":
         entity, attribute = _fact(rng, world)
-        messages = _user(entity.ask(attribute, rng))
-        answer = _dress([entity.state(attribute, rng)], rng.choices(STYLES, (0, 0.8, 0.2))[0], rng)
+        messages = user(entity.ask(attribute, rng))
+        answer = dress([entity.state(attribute, rng)], rng.choices(STYLES, (0, 0.8, 0.2))[0], rng)
     else:
         entities = _topic(rng, world)
-        messages, answer = _user(_invite(entities, rng)), _describe(entities, rng.choices(STYLES, (0.45, 0.3, 0.25))[0], rng)
-    return {"messages": [*messages, {"role": "assistant", "content": answer}], "kind": kind}
+        messages, answer = user(invite(entities, rng)), _describe(entities, rng.choices(STYLES, (0.45, 0.3, 0.25))[0], rng)
+    return {"messages": [*messages, {"role": "assistant", "content": answer}], "kind": kind, **more}
 
 
 # ---------------------------------------------------------------- preference pairs
@@ -59,7 +60,7 @@ def draw_pair(rng: Random, world: World, seed: int) -> dict[str, object]:
     kinds = {"style": _style_pair, "off_topic": _off_topic_pair, "garbled": _garbled_pair, "wrong": _wrong_pair}
     kind = rng.choices(list(kinds), (0.48, 0.15, 0.18, 0.19))[0]
     prompt, chosen, rejected = kinds[kind](rng, world, seed)
-    return {"prompt": _user(prompt), "chosen": chosen, "rejected": rejected, "kind": kind}
+    return {"prompt": user(prompt), "chosen": chosen, "rejected": rejected, "kind": kind}
 
 
 def _style_pair(rng: Random, world: World, seed: int) -> tuple[str, str, str]:
@@ -67,9 +68,9 @@ def _style_pair(rng: Random, world: World, seed: int) -> tuple[str, str, str]:
     if rng.random() < 0.25:
         entity, attribute = _fact(rng, world)
         sentence = [entity.state(attribute, rng)]
-        return entity.ask(attribute, rng), _dress(sentence, "warm", rng), _dress(sentence, "plain", rng)
+        return entity.ask(attribute, rng), dress(sentence, "warm", rng), dress(sentence, "plain", rng)
     entities = _topic(rng, world)
-    return _invite(entities, rng), _describe(entities, "warm", rng), _describe(entities, rng.choice(("terse", "plain")), rng)
+    return invite(entities, rng), _describe(entities, "warm", rng), _describe(entities, rng.choice(("terse", "plain")), rng)
 
 
 def _off_topic_pair(rng: Random, world: World, seed: int) -> tuple[str, str, str]:
@@ -77,7 +78,7 @@ def _off_topic_pair(rng: Random, world: World, seed: int) -> tuple[str, str, str
     entities = _topic(rng, world)
     others = tuple(rng.sample([e for e in world.entities if e not in entities], len(entities)))
     style = rng.choice(STYLES)
-    return _invite(entities, rng), _describe(entities, style, rng), _describe(others, style, rng)
+    return invite(entities, rng), _describe(entities, style, rng), _describe(others, style, rng)
 
 
 def _garbled_pair(rng: Random, world: World, seed: int) -> tuple[str, str, str]:
@@ -89,7 +90,7 @@ def _garbled_pair(rng: Random, world: World, seed: int) -> tuple[str, str, str]:
     cut = " ".join(words[: rng.randint(len(words) // 2, len(words) - 1)])
     looped = " ".join([other.split(". ")[0].rstrip(".") + "."] * rng.randint(3, 4))
     mixed = " ".join(rng.sample(words, len(words)) + words[:3])
-    return _invite(entities, rng), chosen, rng.choice((cut, looped, looped, mixed))
+    return invite(entities, rng), chosen, rng.choice((cut, looped, looped, mixed))
 
 
 def _wrong_pair(rng: Random, world: World, seed: int) -> tuple[str, str, str]:
@@ -99,7 +100,7 @@ def _wrong_pair(rng: Random, world: World, seed: int) -> tuple[str, str, str]:
         right = entity.state(attribute, rng)
         wrong = right.replace(entity.facts[attribute], rng.choice([v for v in entity.values(attribute) if v != entity.facts[attribute]]))
         style = rng.choice(("plain", "warm"))
-        return entity.ask(attribute, rng), _dress([right], style, rng), _dress([wrong], style, rng)
+        return entity.ask(attribute, rng), dress([right], style, rng), dress([wrong], style, rng)
     story = arithmetic.tell(arithmetic.draw_steps(rng, seed, heldout=False), rng)
     *steps, last = story.solution.split("\n")
     off = max(0, story.steps[-1].result + rng.choice((-10, -3, -2, -1, 1, 2, 3, 10)))
@@ -117,7 +118,8 @@ def _gsm8k(story: arithmetic.Story) -> str:
     return f"Question: {story.text}\nAnswer:"
 
 
-def _user(content: str) -> list[Message]:
+def user(content: str) -> list[Message]:
+    """A prompt of one turn."""
     return [{"role": "user", "content": content}]
 
 
@@ -130,7 +132,8 @@ def _topic(rng: Random, world: World) -> tuple[Entity, ...]:
     return tuple(rng.sample(world.entities, rng.choice((1, 1, 2))))
 
 
-def _invite(entities: tuple[Entity, ...], rng: Random) -> str:
+def invite(entities: tuple[Entity, ...], rng: Random) -> str:
+    """An open question about the entities."""
     return rng.choice(_TALK).format(n=" and ".join(entity.name for entity in entities))
 
 
@@ -138,9 +141,10 @@ def _describe(entities: tuple[Entity, ...], style: str, rng: Random) -> str:
     """A sentence or three about the entities; held-out facts stay unsaid."""
     each = 1 if style == "terse" or len(entities) > 1 else 2
     sentences = [entity.state(attribute, rng) for entity in entities for attribute in rng.sample(entity.askable, each)]
-    return _dress(sentences[:1] if style == "terse" else sentences, style, rng)
+    return dress(sentences[:1] if style == "terse" else sentences, style, rng)
 
 
-def _dress(sentences: list[str], style: str, rng: Random) -> str:
+def dress(sentences: list[str], style: str, rng: Random) -> str:
+    """The sentences, with a friendly word before and after them where the style is warm."""
     text = " ".join(sentences)
     return f"{rng.choice(_OPENERS)} {text} {rng.choice(_CLOSERS)}" if style == "warm" else text

@@ -100,6 +100,11 @@ class Program:
         lines = [f"    assert candidate({value!r}) == {function(value)!r}" for value in self.family.inputs(self.constant)]
         return "def check(candidate):\n" + "\n".join(lines) + "\n"
 
+    @property
+    def check(self) -> str:
+        """What runs after prompt and body: it fails where the body is wrong."""
+        return f"{self.test}check({self.name})\n"
+
 
 def is_heldout(family: Family, constant: int, seed: int) -> bool:
     """Whether this function is kept for mini_humaneval."""

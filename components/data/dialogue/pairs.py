@@ -2,6 +2,8 @@
 
     {"prompt": [turns], "chosen": "...", "rejected": "..."}
     {... "ranking": "9f...", "ranks": [1, 3], "of": 4}          # from K ranked answers: group, ranks of the two sides, K
+    {... "safer": "rejected", "safe": [False, True]}            # which side does less harm, and whether (chosen, rejected) are without harm
+    {... "margin": 0.5}                                         # how much better the chosen side is, where the source says it
 
 **K ranked answers** become pairs of unequal rank: all of them up to ALL_PAIRS answers, as Ouyang et al. 2022 (arXiv:2203.02155,
 section 3.5) compare their 4 to 9. Above that K(K-1)/2 would let one prompt outweigh hundreds, so an answer is compared
@@ -11,6 +13,7 @@ regroup them for a Plackett-Luce loss. Rank 1 is the best; equal answers share a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import combinations, groupby, pairwise
 from typing import Any
@@ -58,7 +61,31 @@ def two_sides(values: dict[str, Any]) -> tuple[list[Pair], Changes]:
     if chosen[-1]["content"] == rejected[-1]["content"]:
         raise Unfit("sides_are_equal", chosen[-1]["content"][:80])
     turns, changes = prompt(_joined(asked(values), shared))
-    return [{"prompt": turns, "chosen": chosen[-1]["content"], "rejected": rejected[-1]["content"]}], changes
+    return [{"prompt": turns, "chosen": chosen[-1]["content"], "rejected": rejected[-1]["content"], **_judged(values)}], changes
+
+
+def _judged(values: dict[str, Any]) -> dict[str, Any]:
+    """What a row says about its two sides besides which is better, in the columns of our own files. Raises Unfit where that has no sense."""
+    found = {name: values[name] for name in ("margin", "safer", "safe") if values.get(name) is not None}
+    if "margin" in found and (isinstance(found["margin"], bool) or not isinstance(found["margin"], int | float) or not math.isfinite(found["margin"])):
+        raise Unfit("margin_is_no_number", f"margin is {str(found['margin'])[:60]!r}")
+    if found.get("safer", "chosen") not in ("chosen", "rejected"):
+        raise Unfit("safer_names_no_side", f"safer is {str(found['safer'])[:60]!r}; it must be chosen or rejected")
+    if "safe" in found and (not isinstance(found["safe"], list) or [type(one) for one in found["safe"]] != [bool, bool]):
+        raise Unfit("safe_is_not_two_truths", f"safe is {str(found['safe'])[:60]!r}; it must be [of chosen, of rejected], true or false")
+    if {"safer", "safe"} <= found.keys() and found["safe"] == [found["safer"] == "rejected", found["safer"] == "chosen"]:
+        raise Unfit("the_safer_side_is_the_unsafe_one", f"safer is {found['safer']}, safe is {found['safe']}")
+    return found
+
+
+def safe_rlhf(values: dict[str, Any]) -> tuple[list[Pair], Changes]:
+    """One pair from two responses with the numbers of the better and of the safer one, and whether each is safe. Raises Unfit."""
+    better, safer = (values[name] for name in ("better_response_id", "safer_response_id"))
+    if wrong := [number for number in (better, safer) if type(number) is not int or number not in (0, 1)]:
+        raise Unfit("response_id_is_neither_0_nor_1", f"better_response_id is {better!r}, safer_response_id {safer!r}: {wrong[0]!r} names no response")
+    safe = [values.get(f"is_response_{number}_safe") for number in (better, 1 - better)]
+    sides = {side: values[f"response_{number}"] for side, number in (("chosen", better), ("rejected", 1 - better))}
+    return two_sides({"prompt": values["prompt"], **sides, "safer": "chosen" if safer == better else "rejected", "safe": safe})
 
 
 def _side(value: Any) -> list[Message]:

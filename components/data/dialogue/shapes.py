@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.data.dialogue import pairs
+from components.data.dialogue import labels, pairs
 from components.data.dialogue.turns import (
     Changes,
     Message,
@@ -71,6 +71,12 @@ def _chat(messages: list[Message]) -> tuple[Items, Changes]:
     return [{"messages": kept}], changes
 
 
+def _own(values: Values) -> tuple[Items, Changes]:
+    """Messages, and what our own files say beside them."""
+    (item,), changes = _chat(turns(values["messages"]))
+    return [{**item, **labels.own(values)}], changes
+
+
 def _answered(values: Values, asked: list[Message], column: str) -> tuple[Items, Changes]:
     """What is asked, with the answer in a column."""
     return _chat([*introduced(values, asked), *answer(values[column])])
@@ -104,7 +110,7 @@ def _text_or_turns(*names: str) -> Callable[[Values], bool]:
 CHATS = (
     Shape(
         "openai_messages", "messages: list of {role, content}", "OpenAI's chat interface; TRL, most chat sets on the hub",
-        lambda v: isinstance(v.get("messages"), list), lambda v: _chat(turns(v["messages"])),
+        lambda v: isinstance(v.get("messages"), list), _own,
     ),
     Shape(
         "sharegpt", "conversations: list of {from, value}, system where there is one", "ShareGPT as FastChat reads it (Zheng et al. 2023, arXiv:2306.05685); LLaMA-Factory",
@@ -133,6 +139,14 @@ CHATS = (
     Shape(
         "transcript", "text or chosen: turns after `Human:` and `Assistant:`", "hh-rlhf (Bai et al. 2022, arXiv:2204.05862); of pairs the chosen side",
         lambda v: is_transcript(v.get("text")) or is_transcript(v.get("chosen")), lambda v: _chat(transcript(v["text"] if is_transcript(v.get("text")) else v["chosen"])),
+    ),
+    Shape(
+        "labelled", "text or sentence (or sentence1 and sentence2, premise and hypothesis), label", "text classification on the hub; GLUE (Wang et al. 2019, arXiv:1804.07461)",
+        labels.has_label, labels.labelled,
+    ),
+    Shape(
+        "squad", "context, question, answers: {text, answer_start}", "SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, arXiv:1606.05250; 2018, arXiv:1806.03822)",
+        labels.has_place, labels.placed,
     ),
 )  # fmt: skip
 
@@ -178,5 +192,10 @@ PREFERENCES = (
         "ranked", "prompt (or question, or instruction), answers (or responses, completions): list, with ranking, ranks, scores, or a rank or score in each",
         "UltraFeedback (Cui et al. 2023, arXiv:2310.01377); Nectar (Zhu et al. 2023)",
         lambda v: _has_answers(v) and (_has_prompt(v) or _has_turns(v)), pairs.ranked,
+    ),
+    Shape(
+        "safe_rlhf", "prompt, response_0, response_1, better_response_id, safer_response_id, is_response_0_safe, is_response_1_safe",
+        "PKU-SafeRLHF (Ji et al. 2024, arXiv:2406.15513): help and harm judged apart",
+        lambda v: all(name in v for name in ("response_0", "response_1", "better_response_id", "safer_response_id")) and _has_prompt(v), pairs.safe_rlhf,
     ),
 )  # fmt: skip
