@@ -18,7 +18,7 @@ KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::addmm_"),
     "attention": ("flash_attention",),
     "loss": ("softmax", "nll_loss", "gather", "scatter", "exp_"),
-    "SwiGLU and normalisation in one pass": ("_SwiGLU", "_Normalised"),
+    "SwiGLU, normalisation and positions in one pass each": ("_FeedForward", "_Projected", "_Norm"),
     "copies and layouts": ("copy_", "cat", "contiguous", "clone", "empty", "zero", "fill"),
     "optimizer and clipping": ("adam", "foreach", "norm", "Optimizer"),
     "embedding": ("embedding", "index"),

@@ -16,6 +16,7 @@ import ctypes
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import yaml
@@ -87,8 +88,11 @@ def _work(config: Path, out: Path, run_id: str) -> None:
     try:
         stages.work(Job.model_validate(yaml.safe_load(config.read_text())), out, run_id)
     except BadInput as error:
-        processes.tell(error, out)
+        processes.tell("error.txt", str(error), out)
         sys.exit(2)
+    except Exception:
+        processes.tell("trace.txt", traceback.format_exc(), out)
+        raise
 
 
 def _end_with_parent() -> None:

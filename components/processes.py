@@ -32,7 +32,7 @@ def run(job: Job, out: Path, run_id: str) -> Outcome:
 
     kept = out / "work"
     kept.mkdir(parents=True, exist_ok=True)
-    for name in ("outcome.json", "error.txt"):
+    for name in ("outcome.json", "error.txt", "trace.txt"):
         (kept / name).unlink(missing_ok=True)
     (kept / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json")), encoding="utf-8")
     try:
@@ -40,6 +40,8 @@ def run(job: Job, out: Path, run_id: str) -> Outcome:
     except ChildFailedError:
         if (kept / "error.txt").exists():
             raise BadInput((kept / "error.txt").read_text(encoding="utf-8")) from None
+        if (kept / "trace.txt").exists():
+            raise RuntimeError("a training process ended:\n" + (kept / "trace.txt").read_text(encoding="utf-8")) from None
         raise
     return Outcome.model_validate_json((kept / "outcome.json").read_text(encoding="utf-8"))
 
@@ -49,11 +51,11 @@ def hand_over(outcome: Outcome, out: Path) -> None:
     (out / "work" / "outcome.json").write_text(outcome.model_dump_json(), encoding="utf-8")
 
 
-def tell(error: BadInput, out: Path) -> None:
-    """Leave a message for the stage; the first one counts."""
-    path = out / "work" / "error.txt"
+def tell(name: str, text: str, out: Path) -> None:
+    """Leave a message (error.txt) or a defect's traceback (trace.txt) for the stage; the first one counts, for the others follow from it."""
+    path = out / "work" / name
     if not path.exists():
-        path.write_text(str(error), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
 def _command(out: Path, run_id: str) -> list[str]:

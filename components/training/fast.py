@@ -51,7 +51,10 @@ def prepare(model: nn.Module) -> int:
     """Make `model` train faster; returns the number of blocks that were taken over, 0 for an architecture that stays as it is.
 
     Weights, state_dict and what `model` computes stay. To be called once the model is built and before it is compiled or sharded; again changes nothing.
+    What the head does is found out here, not in the first step: a model in shards is called by all processes or by none.
     """
+    if (head := _head(model)) is not None:
+        _logits_are_the_heads(model, head)
     if any(p.device.type == "cpu" for p in model.parameters()):
         keep_freed_memory()
     blocks = [module for module in model.modules() if type(module) in BLOCKS]

@@ -41,7 +41,7 @@ def swiglu_backward(gate: Tensor, up: Tensor, by_out: Tensor) -> None:
 def normalise(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
     """x over its root mean square; that times the weight; and one over the root mean square: (N, C), (C) -> (N, C), (N, C), (N)."""
     unit, scaled, inverse = torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[0])
-    _over_rows(_normalise, x, unit, scaled, inverse, whole=[weight], epsilon=np.float32(epsilon))
+    _over_rows(_normalise, x, unit, scaled, inverse, whole=[weight.clone()], epsilon=np.float32(epsilon))
     return unit, scaled, inverse
 
 
@@ -50,7 +50,7 @@ def normalise_backward(unit: Tensor, inverse: Tensor, weight: Tensor, by_scaled:
     out, by_weight = torch.empty_like(unit), unit.new_zeros(BLOCKS, unit.shape[1])
     rows = -(-len(unit) // BLOCKS)
     blocks = torch.arange(len(unit)) // rows  # the weight's gradient is summed in blocks of rows, the same however many threads there are
-    _over_rows(_normalise_backward, unit, inverse, by_scaled.contiguous(), by_x.contiguous(), out, blocks, whole=[weight, by_weight], at=rows)
+    _over_rows(_normalise_backward, unit, inverse, by_scaled.contiguous(), by_x.contiguous(), out, blocks, whole=[weight.clone(), by_weight], at=rows)
     return out, by_weight.sum(0)
 
 
@@ -74,7 +74,10 @@ def rotate_back(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Te
 
 
 def _over_rows(kernel: Callable[..., None], *tensors: Tensor, whole: Sequence[Tensor] = (), **numbers: Any) -> None:
-    """Call `kernel(*rows of each tensor, *whole tensors, *numbers)` in as many threads as torch has; threads get whole blocks of `at` rows, where it is given."""
+    """Call `kernel(*rows of each tensor, *whole tensors, *numbers)` in as many threads as torch has; threads get whole blocks of `at` rows, where it is given.
+
+    No parameter may come here: memory that numpy has seen cannot be resized any more, which is how FSDP frees it.
+    """
     arrays = [t.detach().numpy() for t in tensors]
     n, step = len(arrays[0]), numbers.pop("at", 1)
     threads = torch.get_num_threads() if arrays[0].size >= LEAST_NUMBERS else 1
