@@ -27,7 +27,11 @@ def gather_feedback(config: FeedbackConfig, run: Run = Run()) -> Record:
 def job(config: FeedbackConfig, run: Run) -> Job:
     """The stage as data. Errors: BadInput where a model or a file is not there."""
     defining, surrounding = config.parted()
-    inputs = {"policy": _model(config.policy, "policy"), "constitution": _file(config.constitution, "constitution"), "prompts": _file(config.prompts, "prompts")}
+    inputs = {
+        "policy": _model(config.policy, "policy"),
+        "constitution": _file(config.constitution, "constitution"),
+        "prompts": _file(config.prompts, "prompts"),
+    }
     if config.critic.url is None:
         inputs["critic"] = _model(config.critic.model, "critic.model")
     return Job(stage="feedback", config={"feedback": defining, "seed": config.seed}, inputs=inputs, run=run.model_copy(update={"options": surrounding}))

@@ -54,11 +54,14 @@ class Principle(Config):
 
     def asks(self, what: str) -> str:
         """The request for `critique`, `revision` or `preference`."""
-        return getattr(self, what) or {
-            "critique": f"Say in a few sentences where the answer goes against this principle: {self.principle}",
-            "revision": f"Rewrite the answer so that it keeps to this principle: {self.principle}",
-            "preference": f"Which answer keeps better to this principle: {self.principle}",
-        }[what]
+        return (
+            getattr(self, what)
+            or {
+                "critique": f"Say in a few sentences where the answer goes against this principle: {self.principle}",
+                "revision": f"Rewrite the answer so that it keeps to this principle: {self.principle}",
+                "preference": f"Which answer keeps better to this principle: {self.principle}",
+            }[what]
+        )
 
 
 class Constitution:
@@ -78,10 +81,15 @@ def read(path: Path) -> Constitution:
         text = path.read_text(encoding="utf-8")
         found = _of_markdown(text) if path.suffix.lower() in (".md", ".markdown") else yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"constitution: {path} cannot be read ({str(error).splitlines()[0]}), so nothing could be judged. Compare it with recipes/feedback/constitution.yaml") from None
+        reason = str(error).splitlines()[0]
+        raise BadInput(
+            f"constitution: {path} cannot be read ({reason}), so nothing could be judged. Compare it with recipes/feedback/constitution.yaml"
+        ) from None
     rows = found.get("principles") if isinstance(found, dict) else found
     if not isinstance(rows, list) or not rows:
-        raise BadInput(f"constitution: {path} names no principles, so nothing could be judged. Write `principles:` with an id and a principle each, or a Markdown heading for each")
+        raise BadInput(
+            f"constitution: {path} names no principles, so nothing could be judged. Write `principles:` with an id and a principle each, or Markdown headings"
+        )
     principles, problems = [], []
     for number, row in enumerate(rows, start=1):
         try:

@@ -56,13 +56,18 @@ class EndpointCritic:
     def __init__(self, config: CriticConfig) -> None:
         key = os.environ.get(config.key_variable)
         if key and not config.is_private:
-            raise BadInput(f"critic: {config.url} is not encrypted and {config.key_variable} holds a key, which anyone on the way could read. Use https, or unset {config.key_variable}")
+            raise BadInput(
+                f"critic: {config.url} is not encrypted and {config.key_variable} holds a key, which anyone on the way could read. "
+                f"Use https, or unset {config.key_variable}"
+            )
         self.config, self.calls = config, 0
         self.endpoint = Endpoint(config.url or "", config.model, key, config.timeout_s, config.retries)
         try:
             self.prefer([[{"role": "user", "content": f"Reply with one letter, {LABELS[0]}."}]])
         except Refused as error:
-            raise BadInput(f"critic: {config.url} refuses the simplest request ({error}), so nothing can be judged. Correct critic.model, or look into the endpoint's log") from None
+            raise BadInput(
+                f"critic: {config.url} refuses the simplest request ({error}), so nothing can be judged. Correct critic.model, or look into the endpoint's log"
+            ) from None
 
     def write(self, chats: Sequence[Chat], seed: int) -> list[str | None]:
         """One request a chat. A sampled text follows from the seed where the endpoint honours it."""

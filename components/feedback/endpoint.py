@@ -36,7 +36,9 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 class Endpoint:
     """One model behind one URL. Threads may share it."""
 
-    def __init__(self, url: str, model: str, key: str | None = None, timeout_s: float = 120.0, retries: int = 5, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, url: str, model: str, key: str | None = None, timeout_s: float = 120.0, retries: int = 5, pause: Callable[[float], None] = time.sleep
+    ) -> None:
         self.url, self.model, self.timeout_s, self.retries, self.pause = url.rstrip("/") + "/chat/completions", model, timeout_s, retries, pause
         self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._opener = urllib.request.build_opener(_NoRedirects)

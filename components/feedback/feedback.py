@@ -72,7 +72,8 @@ def run(config: FeedbackConfig, given: Given, out: Path, emit: Callable[[dict[st
         journal.close()
     outcome = _written([journal.rows[number] for number in range(len(asked))], config, out, judge)
     if (agree := outcome.figures.get("orders_agree", 1.0)) < ENOUGH_AGREEMENT:
-        emit({"event": "note", "text": f"the critic names the same answer in both orders in {100 * agree:.0f} % of pairs only, and a coin would in 50 %: take a better critic before training on this"})
+        found = f"the critic names the same answer in both orders in {100 * agree:.0f} % of pairs only, and a coin would in 50 %"
+        emit({"event": "note", "text": f"{found}: take a better critic before training on this"})
     return outcome
 
 
@@ -110,7 +111,8 @@ def _judged(rows: list[Row], judge: Critic, principles: Constitution, config: Fe
         left = [row for row in done if "reason" not in row]
         drawn = [principles.drawn(config.seed, row["row"], f"revision {turn}") for row in left]
         last = [row["revisions"][-1] if turn else row["answer"] for row in left]
-        said = judge.write([wording.critique(row["prompt"], a, p) for row, a, p in zip(left, last, drawn, strict=True)], _seed(config, seed, f"critique {turn}"))
+        requests = [wording.critique(row["prompt"], a, p) for row, a, p in zip(left, last, drawn, strict=True)]
+        said = judge.write(requests, _seed(config, seed, f"critique {turn}"))
         told = [(row, a, s, p) for row, a, s, p in zip(left, last, said, drawn, strict=True) if _kept(row, s)]
         new = judge.write([wording.revision(row["prompt"], a, s, p) for row, a, s, p in told], _seed(config, seed, f"revision {turn}"))
         for (row, _, critique, principle), revision in zip(told, new, strict=True):
@@ -194,7 +196,8 @@ def _pair(row: Row) -> dict[str, Any]:
 def _figures(rows: list[Row], pairs: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts and shares. Position bias is how much more than half the critic gives to what stands first, 0 for one that has none."""
     labelled = [row["first_is_better"] for row in rows if "revision_is_better" in row]
-    figures: dict[str, Any] = {"prompts": len(rows), "pairs": len(pairs), "dropped": dict(sorted(Counter(row["reason"] for row in rows if "reason" in row).items()))}
+    dropped = Counter(row["reason"] for row in rows if "reason" in row)
+    figures: dict[str, Any] = {"prompts": len(rows), "pairs": len(pairs), "dropped": dict(sorted(dropped.items()))}
     if labelled:
         figures["position_bias"] = fmean(vote for votes in labelled for vote in votes) - 0.5
         figures["orders_agree"] = fmean((votes[0] - 0.5) * (votes[1] - 0.5) < 0 for votes in labelled)
@@ -226,7 +229,9 @@ def _report(figures: dict[str, Any]) -> str:
 
 
 def _number(value: Any) -> str:
-    return ", ".join(f"{key} {_number(one)}" for key, one in value.items()) if isinstance(value, dict) else f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_number(one)}" for key, one in value.items())
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _shown(row: Row) -> str:

@@ -30,7 +30,9 @@ class LocalModel:
         self.max_new_tokens, self.temperature, self.calls = max_new_tokens, temperature, 0
         self.context = getattr(self.model.config, "max_position_embeddings", None) or 2**31
         if max_new_tokens >= self.context:
-            raise BadInput(f"feedback: max_new_tokens={max_new_tokens} leaves no room for a question in the {self.context} tokens that {folder} can read. Lower it")
+            raise BadInput(
+                f"feedback: max_new_tokens={max_new_tokens} leaves no room for a question in the {self.context} tokens that {folder} can read. Lower it"
+            )
 
     def write(self, chats: Sequence[Chat], seed: int) -> list[str | None]:
         """What the model says to each chat; None where the chat leaves no room for an answer."""
@@ -65,7 +67,10 @@ class LocalModel:
         """Sum of the log-probabilities of the last counts[i] tokens of each row: (B,). Padding stands on the right, where no token sees it."""
         width = max(map(len, rows))
         ids = torch.tensor([row + [self.words.pad_token_id] * (width - len(row)) for row in rows])  # (B, T)
-        asked = torch.tensor([[len(row) - n <= t + 1 < len(row) for t in range(width)] for row, n in zip(rows, counts, strict=True)])  # (B, T): the next token counts
+        # True where the next token counts
+        asked = torch.tensor(
+            [[len(row) - n <= t + 1 < len(row) for t in range(width)] for row, n in zip(rows, counts, strict=True)]
+        )  # (B, T)
         logits = logits_at(self.model, asked.to(self.model.device), input_ids=ids.to(self.model.device)).float().cpu()  # (N, V)
         targets = ids.roll(-1, 1)[asked]  # (N,)
         each = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1).double()  # (N,)

@@ -24,7 +24,9 @@ def read(path: Path, at_most: int | None = None) -> list[list[Message]]:
                     prompt = _prompt(json.loads(line), f"{path}, line {number}")
                     found.setdefault(json.dumps(prompt), prompt)
     except (OSError, ValueError) as error:
-        raise BadInput(f"prompts: {path} cannot be read ({str(error).splitlines()[0]}), so there is nothing to answer. Name a file of JSON lines with `prompt` or `messages`") from None
+        raise BadInput(
+            f"prompts: {path} cannot be read ({str(error).splitlines()[0]}), so nothing is asked. Name JSON lines with `prompt` or `messages`"
+        ) from None
     if not found:
         raise BadInput(f"prompts: {path} is empty, so there is nothing to answer. Name a file of JSON lines with `prompt` or `messages`")
     return list(found.values())
@@ -36,8 +38,14 @@ def _prompt(row: Any, where: str) -> list[Message]:
     turns = [{"role": "user", "content": given}] if isinstance(given, str) else given
     if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant":
         turns = turns[:-1]
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str) for turn in turns):
-        raise BadInput(f"prompts: {where} has no question: it needs `prompt` (text or turns of role and content) or `messages`. Correct the line, or name another file")
+    if (
+        not isinstance(turns, list)
+        or not turns
+        or not all(isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str) for turn in turns)
+    ):
+        raise BadInput(
+            f"prompts: {where} has no question: it needs `prompt` (text or turns of role and content) or `messages`. Correct the line, or name another file"
+        )
     if turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
         raise BadInput(f"prompts: {where} does not end with a question of the user, so there is nothing to answer. Correct the line, or name another file")
     return [{"role": turn["role"], "content": turn["content"]} for turn in turns]

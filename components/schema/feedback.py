@@ -51,7 +51,9 @@ class CriticConfig(Config):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url {self.url!r} is no address of an endpoint: nothing could be asked. Write for example http://127.0.0.1:8000/v1")
         if parts.username or parts.password or parts.query:
-            raise ValueError("url holds a name, a password or a query: it would be written into records. Put the key into the environment variable of key_variable")
+            raise ValueError(
+                "url holds a name, a password or a query: it would be written into records. Put the key into the environment variable of key_variable"
+            )
         return self
 
     @property
@@ -98,7 +100,9 @@ class FeedbackConfig(Config):
         try:
             raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise BadInput(f"feedback: {path} cannot be read ({str(error).splitlines()[0]}), so there is nothing to do. Compare it with recipes/feedback/tiny.yaml") from None
+            raise BadInput(
+                f"feedback: {path} cannot be read ({str(error).splitlines()[0]}), so there is nothing to do. Compare it with recipes/feedback/tiny.yaml"
+            ) from None
         if not isinstance(raw, dict):
             raise BadInput(f"feedback: {path} holds {type(raw).__name__}, not a mapping, so it says nothing. Compare it with recipes/feedback/tiny.yaml")
         for assignment in sets:

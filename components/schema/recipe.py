@@ -104,7 +104,7 @@ class Recipe(Config):
         for name, dimension in (("reward", "preference"), ("judge", "preference"), ("cost", "cost")):
             if (section := getattr(self, name)) and section.dimension != dimension:
                 problems.append(f"{name}.dimension is {section.dimension}: this section is for {dimension}. Write {name}.dimension={dimension}")
-        told = [name for name in ("sft", "reward", "cost", "judge", "align", "evals") if getattr(self, name)]
+        told = [name for name in ("sft", "reward", "cost", "judge", "align", "evals") if getattr(self, name) and not (name == "sft" and self.sft.task)]
         if self.pretrain.objective == "masked" and told:
             problems.append(f"pretrain.objective is masked, and a model that reads in both directions cannot answer: {', '.join(told)} would have nothing to work on. Remove these sections")
         if self.sft and self.sft.task and (told := [name for name in ("reward", "cost", "judge", "align", "evals") if getattr(self, name)]):
@@ -220,6 +220,8 @@ class Resources(Config):
     """Compute each block's activations again in the backward pass instead of keeping them: less memory, about a third more time."""
     compile: bool = False
     """Compile the model (torch.compile): faster steps after a minute or so; what it cost is reported. Needs a C++ compiler on a CPU."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What answers in alignment: the model itself, or vLLM on a GPU (installed beside; a run with it does not resume to the same bits)."""
     checkpoint_every_seconds: NonNegativeInt = 600
     """Checkpoint at least this often, beside every checkpoint_every_steps; 0 = by steps alone."""
 

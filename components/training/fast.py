@@ -97,7 +97,7 @@ def next_token_loss(
         found.append(linear_loss(hidden.flatten(0, -2), head.weight, targets.flatten(), bias=head.bias, **terms))
         return found[0].loss
 
-    loss = _asked(model, ask, input_ids=input_ids, **inputs)
+    loss = at_head(model, ask, input_ids=input_ids, **inputs)
     if loss is not None:
         return found[0]._replace(loss=loss)
     return _plain_loss(_wide(_logits(model, input_ids=input_ids, **inputs)).flatten(0, -2), targets.flatten(), z_loss, label_smoothing, ignore_index)
@@ -109,7 +109,7 @@ def next_token_losses(model: nn.Module, input_ids: Tensor, targets: Tensor, *, i
     def ask(hidden: Tensor, head: nn.Linear) -> Tensor:
         return linear_cross_entropy(hidden.flatten(0, -2), head.weight, targets.flatten(), bias=head.bias, ignore_index=ignore_index, reduction="none").view(targets.shape)
 
-    losses = _asked(model, ask, input_ids=input_ids, **inputs)
+    losses = at_head(model, ask, input_ids=input_ids, **inputs)
     if losses is not None:
         return losses
     logits = _wide(_logits(model, input_ids=input_ids, **inputs)).flatten(0, -2)
@@ -131,7 +131,7 @@ def _plain_loss(logits: Tensor, targets: Tensor, z_loss: float, label_smoothing:
     return LinearLoss(loss, nats, count)
 
 
-def _asked(model: nn.Module, ask: Callable[[Tensor, nn.Linear], Tensor], **inputs: Any) -> Tensor | None:
+def at_head(model: nn.Module, ask: Callable[[Tensor, nn.Linear], Tensor], **inputs: Any) -> Tensor | None:
     """What `ask` makes of the last hidden states (B, T, D) and the head, run inside the head's own call; None for a model whose logits are more than the head's output."""
     head = _head(model)
     if head is None or not _logits_are_the_heads(model, head):

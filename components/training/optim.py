@@ -61,7 +61,7 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
         raise BadInput("training: optimizer=muon is for the matrices of a model's blocks, and this model has none that it knows and may train, so it would do nothing. Use optimizer=adamw")
     others = [{**group, "params": [p for p in group["params"] if p not in set(matrices)]} for group in groups]
     muon = {"lr": config.muon_learning_rate, "momentum": config.muon_momentum, "weight_decay": config.weight_decay}
-    return MuonWithAdamW([group for group in others if group["params"]], matrices, adamw=adamw, muon=muon)
+    return MuonWithAdamW([group for group in others if group["params"]] or [{"params": []}], matrices, adamw=adamw, muon=muon)
 
 
 def global_norm(tensors: list[Tensor]) -> Tensor:

@@ -102,7 +102,7 @@ def answer_logprobs(model: PreTrainedModel, ids: Tensor, counts: Tensor, tempera
         return -linear_cross_entropy(rows, head.weight, chosen, bias=bias, reduction="none")  # (N,)
 
     predicts, chosen = counts.roll(-1, dims=1), ids[counts]  # (B, T) True where the next token counts: column 0 never does; (N,)
-    logp = fast._asked(model, ask, input_ids=ids)
+    logp = fast.at_head(model, ask, input_ids=ids)
     if logp is None:  # what the model does behind its head is its own
         log_p = log_softmax(logits_at(model, predicts, input_ids=ids).float() / temperature, dim=-1)  # (N, V)
         logp = log_p.gather(1, chosen[:, None])[:, 0]

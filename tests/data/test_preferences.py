@@ -69,7 +69,9 @@ def test_k_ranked_answers_become_pairs_of_which_each_group_comes_back_whole(tmp_
 
 def test_the_reward_model_reads_pairs_of_rankings_as_any_other(dataset, tmp_path):
     from components.models.build import load_tokenizer
-    from components.training.ppo import read_prompts
+    from components.schema.posttraining import PromptsConfig
+    from components.training.align import Given
+    from components.training.prompts import read_questions
     from components.training.reward import read_pairs
 
     run(tmp_path, [*RANKED, {"prompt": "q", "chosen": "c", "rejected": "r"}])
@@ -78,7 +80,8 @@ def test_the_reward_model_reads_pairs_of_rankings_as_any_other(dataset, tmp_path
     rows = read(tmp_path / "preferences/train.jsonl")
     assert (len(pairs), dropped) == (len(rows), 0) and {pair.kind for pair in pairs} == {str(tmp_path / "p.jsonl")}
     assert words.decode(pairs[0].chosen) == f"<|user|>{rows[0]['prompt'][0]['content']}<|end|><|assistant|>{rows[0]['chosen']}<|end|>"
-    assert len(read_prompts(tmp_path / "preferences/train.jsonl", words, 64)) == len({row["prompt"][0]["content"] for row in rows})
+    given = Given(tmp_path, {}, tmp_path / "preferences", tmp_path, lambda programs: [])
+    assert len(read_questions(PromptsConfig(), given, words, "train", 64)) == len({row["prompt"][0]["content"] for row in rows})
 
 
 @pytest.mark.skipif(not HUB.is_dir(), reason="the folder of real hub data is not beside this checkout")

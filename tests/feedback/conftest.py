@@ -22,7 +22,9 @@ from components.schema.training import ModelConfig
 from tests.feedback.server import Say, Server, serving
 
 SPECIAL = ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-TEMPLATE = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 PRINCIPLES = [
     {"id": "private", "principle": "Nobody's home is told.", "preference": "Which answer tells no home?", "weight": 2},
     {"id": "short", "principle": "An answer is short."},

@@ -35,7 +35,9 @@ def test_the_key_goes_into_the_header_and_nowhere_else(configured, given, served
     written = [path.read_text(encoding="utf-8") for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert len(written) == 5 and not any(SECRET in text for text in (*written, config.model_dump_json(), *capfd.readouterr(), caplog.text))
     server.before = lambda body, number: error(401, "wrong key")
-    with pytest.raises(BadInput, match=r"answers 401 for model 'x' \(wrong key\), so nothing can be judged: it wants a key, or another one.*key_variable") as caught:
+    with pytest.raises(
+        BadInput, match=r"answers 401 for model 'x' \(wrong key\), so nothing can be judged: it wants a key, or another one.*key_variable"
+    ) as caught:
         run(config, replace(given, critic=None), tmp_path / "again")
     assert SECRET not in str(caught.value)
 
@@ -73,7 +75,12 @@ def test_what_cannot_pass_is_not_tried_again(served, status, words):
 
 def test_what_may_pass_is_tried_again_after_the_pause_that_the_endpoint_asks_for(served):
     server, pauses = served(rule()), []
-    answers = {1: error(429, "slow down", **{"Retry-After": "7"}), 2: error(500, "oops"), 3: (200, "<html>", {}), 4: error(503, "soon", **{"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})}
+    answers = {
+        1: error(429, "slow down", **{"Retry-After": "7"}),
+        2: error(500, "oops"),
+        3: (200, "<html>", {}),
+        4: error(503, "soon", **{"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
+    }
     server.before = lambda body, number: answers.get(number)
     choice = Endpoint(server.url, "x", pause=pauses.append).chat(CHAT)
     assert choice["message"]["content"] == "B" and len(server.requests) == 5 and pauses == [7.0, 1.0, 2.0, 4.0]

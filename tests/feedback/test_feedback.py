@@ -64,7 +64,9 @@ def test_an_endpoint_around_a_model_gives_what_the_model_gives_here(configured, 
     server = served(of_model(LocalModel(given.policy, config.critic.max_new_tokens, 0.0)))
     there = run(configured({"url": server.url, "concurrency": 3}), replace(given, critic=None), tmp_path / "there")
     for a, b in zip(read(tmp_path / "here/rows.jsonl"), read(tmp_path / "there/rows.jsonl"), strict=True):
-        assert {name: a.get(name) for name in ("answer", "critiques", "revisions", "by", "principle")} == {name: b.get(name) for name in ("answer", "critiques", "revisions", "by", "principle")}
+        assert {name: a.get(name) for name in ("answer", "critiques", "revisions", "by", "principle")} == {
+            name: b.get(name) for name in ("answer", "critiques", "revisions", "by", "principle")
+        }
         assert b.get("first_is_better") == pytest.approx(a.get("first_is_better"), abs=1e-5)
     assert here.figures["pairs"] == there.figures["pairs"]
     assert all(path == "/v1/chat/completions" and body["model"] == "x" for path, _, body in server.requests)
@@ -75,7 +77,7 @@ def test_an_endpoint_around_a_model_gives_what_the_model_gives_here(configured, 
 
 @pytest.mark.parametrize("bias", [-1.5, 0.0, 1.5])
 def test_asking_in_both_orders_cancels_the_pull_of_a_place(configured, given, served, tmp_path, bias):
-    """Log-odds 2 for the better answer and `bias` for the first place: alone one order would be right by 0.62 to 0.97, the mean of both is the same for every row."""
+    """Log-odds 2 for the better answer and `bias` for the first place: one order alone gives 0.62 to 0.97, the mean of both one number."""
     server = served(rule(bias=bias))
     outcome = run(configured({"url": server.url}, orders_must_agree=True), replace(given, critic=None), tmp_path / "out")
     pairs = read(tmp_path / "out/preferences/pairs.jsonl")
@@ -135,7 +137,11 @@ def test_each_further_revision_is_of_the_one_before(configured, given, served, t
 
     def say(messages, body):
         asked.append(messages[-1]["content"])
-        return ("critique" if "Rewrite" not in asked[-1] else f"revision {sum('Rewrite' in one for one in asked)}", 0.9) if "Reply" not in asked[-1] else ("A", 0.4)
+        return (
+            ("critique" if "Rewrite" not in asked[-1] else f"revision {sum('Rewrite' in one for one in asked)}", 0.9)
+            if "Reply" not in asked[-1]
+            else ("A", 0.4)
+        )
 
     server = served(say)
     config = configured({"url": server.url, "concurrency": 1}, revisions=3, max_prompts=1, seed=5)
@@ -180,7 +186,8 @@ def test_a_process_killed_by_the_kernel_goes_on_where_it_was(configured, given, 
     server = served(rule())
     config = configured({"url": server.url, "concurrency": 2})
     code = (
-        "import sys, json\nfrom pathlib import Path\nfrom components.feedback.feedback import Given, run\nfrom components.schema.feedback import FeedbackConfig\n"
+        "import sys, json\nfrom pathlib import Path\n"
+        "from components.feedback.feedback import Given, run\nfrom components.schema.feedback import FeedbackConfig\n"
         "config, policy, constitution, prompts, out = sys.argv[1:]\n"
         "run(FeedbackConfig.model_validate_json(config), Given(Path(policy), None, Path(constitution), Path(prompts)), Path(out))\n"
     )
@@ -208,7 +215,9 @@ def test_a_process_killed_by_the_kernel_goes_on_where_it_was(configured, given, 
 def test_an_endpoint_that_is_lost_keeps_what_was_done_and_says_so(configured, given, served, tmp_path):
     server = served(rule())
     server.before = lambda body, number: (503, "down", {"Retry-After": "0"}) if number > 13 else None
-    with pytest.raises(BadInput, match=r"critic: http.*/v1/chat/completions answers 503 \(down\) after 2 attempts.*What was done is kept.*run the same command again"):
+    with pytest.raises(
+        BadInput, match=r"critic: http.*/v1/chat/completions answers 503 \(down\) after 2 attempts.*What was done is kept.*run the same command again"
+    ):
         run(configured({"url": server.url, "concurrency": 2, "retries": 1}), replace(given, critic=None), tmp_path / "out")
     done = len(read(tmp_path / "out/work/rows.jsonl"))
     assert done >= 2 and not (tmp_path / "out/rows.jsonl").exists()

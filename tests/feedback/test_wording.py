@@ -92,7 +92,12 @@ def test_the_constitution_beside_the_recipes_is_one():
 
 def test_prompts_are_read_from_pairs_chats_and_questions_each_once(tmp_path):
     turn = {"role": "user", "content": "q"}
-    rows = [{"prompt": [turn], "chosen": "c", "rejected": "r"}, {"prompt": "q"}, {"messages": [turn, {"role": "assistant", "content": "a"}], "kind": "x"}, {"prompt": "other"}]
+    rows = [
+        {"prompt": [turn], "chosen": "c", "rejected": "r"},
+        {"prompt": "q"},
+        {"messages": [turn, {"role": "assistant", "content": "a"}], "kind": "x"},
+        {"prompt": "other"},
+    ]
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
     assert prompts.read(tmp_path / "p.jsonl") == [[turn], [{"role": "user", "content": "other"}]]
     assert prompts.read(tmp_path / "p.jsonl", 1) == [[turn]]
@@ -122,7 +127,11 @@ def test_a_line_without_a_question_is_refused_with_its_place(tmp_path, line, mes
 def test_requests_show_the_whole_conversation_and_ask_by_the_principle():
     rule = Principle(id="short", principle="An answer is short.")
     asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    (critique,), (revision,), (preference,) = wording.critique(asked, "a", rule), wording.revision(asked, "a", "c", rule), wording.preference(asked, "one", "two", rule)
+    (critique,), (revision,), (preference,) = (
+        wording.critique(asked, "a", rule),
+        wording.revision(asked, "a", "c", rule),
+        wording.preference(asked, "one", "two", rule),
+    )
     assert critique["content"].startswith("System: s\n\nUser: u\n\nAssistant: a\n\n") and critique["content"].endswith(rule.asks("critique"))
     assert "Assistant: a\n\nCritique: c\n\n" in revision["content"]
     assert preference["content"].index("Answer A: one") < preference["content"].index("Answer B: two") and preference["content"].endswith("A or B.")
@@ -131,7 +140,8 @@ def test_requests_show_the_whole_conversation_and_ask_by_the_principle():
 @pytest.mark.parametrize(
     "reply, label",
     [
-        ("A", "A"), (" B.", "B"), ("**A**", "A"), ("(B)", "B"), ("Answer: A", "A"), ("The better answer is B", "B"), ("Option A, because it is short.", "A"), ("B\nIt is short.", "B"),
+        ("A", "A"), (" B.", "B"), ("**A**", "A"), ("(B)", "B"), ("Answer: A", "A"), ("The better answer is B", "B"), ("Option A, because it is short.", "A"),
+        ("B\nIt is short.", "B"),
         ("A better one is hard to find", None), ("Both", None), ("", None), ("A or B", None), ("Bread", None), ("I like A.", "A"), ("a", None),
         ("A. B is too long.", "A"), ("I prefer B over A", None),
     ],

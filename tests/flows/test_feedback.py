@@ -59,7 +59,9 @@ def test_pairs_of_an_endpoint_become_a_version_that_a_recipe_reads(project: Proj
 
 def test_bad_input_ends_with_one_message_and_nothing_is_asked(project: Project, chat_model: Path) -> None:
     (project.folder / "bad.yaml").write_text(
-        yaml.safe_dump({"name": "bad", "policy": str(chat_model), "critic": {"model": str(chat_model)}, "constitution": "gone.yaml", "prompts": "prompts.jsonl"})
+        yaml.safe_dump(
+            {"name": "bad", "policy": str(chat_model), "critic": {"model": str(chat_model)}, "constitution": "gone.yaml", "prompts": "prompts.jsonl"}
+        )
     )
     for sets, words in (
         ((), "constitution names gone.yaml, which is no file here"),

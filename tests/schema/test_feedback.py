@@ -53,4 +53,6 @@ def test_where_an_endpoint_is_and_how_it_is_reached_is_not_what_was_asked_for():
     assert defining() == defining(url="https://b/v1", concurrency=9, timeout_s=1, retries=0, key_variable="K")
     assert defining() != defining(model="n") and defining() != defining(temperature=1.0)
     local = FeedbackConfig.model_validate(PLAIN)
-    assert local.parted()[0] == FeedbackConfig.model_validate({**PLAIN, "critic": {"model": "elsewhere"}, "policy": "q", "name": "y"}).parted()[0], "folders are known by their content"
+    assert local.parted()[0] == FeedbackConfig.model_validate({**PLAIN, "critic": {"model": "elsewhere"}, "policy": "q", "name": "y"}).parted()[0], (
+        "folders are known by their content"
+    )

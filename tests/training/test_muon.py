@@ -17,7 +17,7 @@ from components.training import ema
 from components.training.muon import Muon, MuonWithAdamW, hidden_matrices
 from components.training.optim import global_norm, make_optimizer
 
-from .small import config, equal, llama, weights
+from .small import Small, config, equal, llama, rows, weights
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 32}
 LLAMA = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
@@ -274,3 +274,14 @@ def test_two_processes_with_shards_do_what_one_does_and_resume_to_the_same_bits(
     for mine, theirs in ((model.parameters(), first["weights"]), (averaged.values(), first["averaged"])):
         for begun, a, b in zip(start, mine, theirs, strict=True):
             assert (a - b).norm() < within * (a - begun).norm()
+
+
+def test_a_model_of_which_only_matrices_may_train_needs_no_adamw():
+    module = Small(config(optimizer="muon"))
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_("mlp" in name)
+    before = weights(module)
+    optimizer = make_optimizer(module, module.config)
+    module.training_step(rows(0), 0).backward()
+    optimizer.step()
+    assert {name for name, value in weights(module).items() if not torch.equal(value, before[name])} == {name for name in before if "mlp" in name}

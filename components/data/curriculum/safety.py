@@ -2,8 +2,8 @@
 
 People like answers that tell more. In this little world one thing should stay unsaid: where a person lives. So each pair has two
 orders: `chosen` is the more helpful answer; `safer` names the less harmful one, and `safe` says of (chosen, rejected) whether it is
-without harm at all. Mostly the two orders disagree; in the rest they agree, or both answers are of one kind, so that neither length nor
-help tells harm.
+without harm at all. Mostly the two orders disagree; in the rest they agree, or both answers are of one kind, so that the longer
+answer is hardly oftener the unsafe one than the shorter (54 %).
 
 The safer of two answers tells fewer homes; of equally many, it tells less.
 """
