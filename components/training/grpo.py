@@ -1,14 +1,15 @@
 """GRPO: the chat model answers each prompt several times and learns from which of its answers were better than the others.
 
-Group-relative policy optimisation (Shao et al. 2024, arXiv:2402.03300) and RLOO (Ahmadian et al. 2024, arXiv:2402.14740): an answer's advantage is its reward against
-the other answers to the same prompt, the same for all of its tokens, so no value model is needed. Updates are PPO's, clipped. Dr. GRPO (Liu et al. 2025,
-arXiv:2503.20783) is `normalise_by_std: false, length_normalisation: constant`; RLOO as published is `method: rloo, length_normalisation: constant`.
+Group-relative policy optimisation (Shao et al. 2024, arXiv:2402.03300) and RLOO (Ahmadian et al. 2024, arXiv:2402.14740): an answer's advantage is
+its reward against the other answers to the same prompt, the same for all of its tokens, so no value model is needed. Updates are PPO's, clipped. Dr.
+GRPO (Liu et al. 2025, arXiv:2503.20783) is `normalise_by_std: false, length_normalisation: constant`; RLOO as published is `method: rloo,
+length_normalisation: constant`.
 
-The two differ in where the price of KL stands. grpo has it in the loss, by the k3 estimator, as published: its gradient is that of KL(chat model || policy). rloo takes
-it from the reward, so that it is KL(policy || chat model), and the best policy is the chat model's times exp(reward / kl_coef).
+The two differ in where the price of KL stands. grpo has it in the loss, by the k3 estimator, as published: its gradient is that of KL(chat model ||
+policy). rloo takes it from the reward, so that it is KL(policy || chat model), and the best policy is the chat model's times exp(reward / kl_coef).
 
-A round that takes one step (one epoch, one minibatch) needs no log-probabilities of its own: the ratio is 1. KL and entropy are then measured on every eighth answer,
-unless something follows from them.
+A round that takes one step (one epoch, one minibatch) needs no log-probabilities of its own: the ratio is 1. KL and entropy are then measured on
+every eighth answer, unless something follows from them.
 """
 
 from __future__ import annotations

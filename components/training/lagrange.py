@@ -1,11 +1,11 @@
 """A limit on the expected cost of an answer, held by a Lagrange multiplier (Safe RLHF, Dai et al. 2023, arXiv:2310.12773).
 
-Maximise E[reward] subject to E[cost] <= limit. The multiplier is the price of a unit of cost: it rises while the mean cost is above the limit and falls while it
-is below, and the policy follows the reward minus the priced cost. Where helping and doing no harm agree it falls towards nought and the
-reward alone decides.
+Maximise E[reward] subject to E[cost] <= limit. The multiplier is the price of a unit of cost: it rises while the mean cost is above the limit and
+falls while it is below, and the policy follows the reward minus the priced cost. Where helping and doing no harm agree it falls towards nought and
+the reward alone decides.
 
-Changed: log(multiplier) moves by learning_rate * violation, not by learning_rate * multiplier * violation. That is mirror ascent on the multiplier; a small
-one comes back as fast as a large one goes.
+Changed: log(multiplier) moves by learning_rate * violation, not by learning_rate * multiplier * violation. That is mirror ascent on the multiplier; a
+small one comes back as fast as a large one goes.
 """
 
 from __future__ import annotations

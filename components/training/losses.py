@@ -1,7 +1,7 @@
 """The leaf maths of reinforcement learning on answers, in log-probabilities and masks.
 
-Notation: B answers, T tokens. `counts` (B, T) is True where a token is the model's own answer; only those enter a mean. `weights` (B, T) says
-which mean is taken: how much each token's term counts, 0 where it does not. A loss is then a sum, so the losses of parts of a batch add up to the batch's.
+Notation: B answers, T tokens. `counts` (B, T) is True where a token is the model's own answer; only those enter a mean. `weights` (B, T) says which
+mean is taken: how much each token's term counts, 0 where it does not. A loss is then a sum, so the losses of parts of a batch add up to the batch's.
 """
 
 from __future__ import annotations

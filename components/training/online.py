@@ -1,10 +1,12 @@
 """What PPO and GRPO share: rounds of answering, judging and updating, watched, and measured on held-out prompts before and after.
 
-One training_step is one iteration: sample answers, judge them, assess them (each algorithm its own way), take `epochs` passes of updates. All of it is a function of
-(seed, iteration, weights, optimizer state, the module's buffers), so a run that is killed anywhere, while it samples too, goes on from its last checkpoint to the same bits.
+One training_step is one iteration: sample answers, judge them, assess them (each algorithm its own way), take `epochs` passes of updates. All of it
+is a function of (seed, iteration, weights, optimizer state, the module's buffers), so a run that is killed anywhere, while it samples too, goes on
+from its last checkpoint to the same bits.
 
-Dropout is off, so that the first ratio of an iteration is exactly 1. A minibatch's loss is a sum of its parts' (losses.py): how many rows stand in memory at once
-changes rounding alone. KL is measured against the chat model; an iteration that finds KL or entropy outside its band updates nothing and is the last.
+Dropout is off, so that the first ratio of an iteration is exactly 1. A minibatch's loss is a sum of its parts' (losses.py): how many rows stand in
+memory at once changes rounding alone. KL is measured against the chat model; an iteration that finds KL or entropy outside its band updates nothing
+and is the last.
 """
 
 from __future__ import annotations
@@ -77,7 +79,9 @@ def prepare(config: OnlineConfig | BestOfNConfig, given: Given, context: Context
     words, device, what = load_tokenizer(given.chat), device_of(context.accelerator), config.stage
     asked = {"reward": config.needs_scorer, "cost": any(term.kind == "model" for term in costs), "judge": "judge" in given.scorers}
     if missing := [role for role, is_asked in asked.items() if is_asked and role not in given.scorers]:
-        raise BadInput(f"{what}: an answer is to be judged by the {missing[0]} model, and the recipe has none: nothing could be learnt. Add a section `{missing[0]}` to it")
+        raise BadInput(
+            f"{what}: an answer is to be judged by the {missing[0]} model, and the recipe has none: nothing could be learnt. Add a section `{missing[0]}` to it"
+        )
     folders = {role: given.scorers[role] for role, is_asked in asked.items() if is_asked}
     for folder in (given.chat, *folders.values()):
         require_contract(folder, words, what)
@@ -89,7 +93,9 @@ def prepare(config: OnlineConfig | BestOfNConfig, given: Given, context: Context
     room = policy.config.max_position_embeddings - config.max_new_tokens
     questions = read_questions(config.prompts, given, words, "train", room)
     heldout = read_questions(config.prompts, given, words, "heldout", room, at_most=config.heldout_prompts)
-    rewards, priced = (Rewards(terms, scorers.get(role), words, given.run_tests) if terms else None for terms, role in ((config.rewards, "reward"), (costs, "cost")))
+    rewards, priced = (
+        Rewards(terms, scorers.get(role), words, given.run_tests) if terms else None for terms, role in ((config.rewards, "reward"), (costs, "cost"))
+    )
     for judge in filter(None, (rewards, priced)):
         judge.check(questions)
     return Ground(words, stop_ids(words), policy, reference, questions, heldout, rewards, priced, scorers)
@@ -128,7 +134,7 @@ def drift(ground: Ground, rollout: Rollout, temperature: float, rows: Sequence[i
 
 
 def in_chunks(assess: Callable[[Tensor, Tensor], tuple[Tensor, ...]], rollout: Rollout, rows: Sequence[int] | None = None) -> tuple[Tensor, ...]:
-    """`assess(ids, counts) -> tensors (b, t)` over a rollout (or some of its rows) a few rows at a time, shortest first, put together to (B, T); 0 in other rows."""
+    """`assess(ids, counts) -> tensors (b, t)` over a rollout, or some of its rows, a few rows at a time: (B, T); 0 in other rows."""
     whole: list[Tensor] = []
     for which in parts(rollout, range(len(rollout.answers)) if rows is None else rows, FORWARD_ROWS):
         for k, part in enumerate(assess(*rollout.rows(which))):
@@ -147,9 +153,21 @@ def parts(rollout: Rollout, rows: Sequence[int], size: int) -> list[list[int]]:
 def outside(numbers: dict[str, float], bands: BandsConfig) -> str | None:
     """What has left its band, in a sentence."""
     checks = (
-        ("kl", bands.kl_max is not None and numbers["kl"] > bands.kl_max, f"above bands.kl_max = {bands.kl_max} nats an answer: the policy has moved as far as it may"),
-        ("entropy", bands.entropy_min is not None and numbers["entropy"] < bands.entropy_min, f"below bands.entropy_min = {bands.entropy_min} nats a token: the policy says one thing only"),
-        ("entropy", bands.entropy_max is not None and numbers["entropy"] > bands.entropy_max, f"above bands.entropy_max = {bands.entropy_max} nats a token: the policy babbles"),
+        (
+            "kl",
+            bands.kl_max is not None and numbers["kl"] > bands.kl_max,
+            f"above bands.kl_max = {bands.kl_max} nats an answer: the policy has moved as far as it may",
+        ),
+        (
+            "entropy",
+            bands.entropy_min is not None and numbers["entropy"] < bands.entropy_min,
+            f"below bands.entropy_min = {bands.entropy_min} nats a token: the policy says one thing only",
+        ),
+        (
+            "entropy",
+            bands.entropy_max is not None and numbers["entropy"] > bands.entropy_max,
+            f"above bands.entropy_max = {bands.entropy_max} nats a token: the policy babbles",
+        ),
     )
     return next((f"{name} {numbers[name]:.3f} is {why}" for name, is_outside, why in checks if is_outside), None)
 
@@ -166,7 +184,12 @@ class Online(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.policy = ground.policy.eval()
-        self.ground, self.config, self.context, self.seed = ground, config, context, context.seed  # in a dataclass, frozen models are no parameters of this module
+        self.ground, self.config, self.context, self.seed = (
+            ground,
+            config,
+            context,
+            context.seed,
+        )  # in a dataclass, frozen models are no parameters of this module
         self.rows_at_once = context.resources.micro_batch_size or FORWARD_ROWS
         self.enough: str | None = None
         """Why this iteration is the last (trainer.fit ends the run)."""
@@ -293,9 +316,10 @@ def align(module: Online, out: Path, context: Context) -> Aligned:
         chosen = visits(len(ground.questions), i * prompts, prompts, context.seed)
         return {"iteration": i, "questions": [question for question in chosen for _ in range(module.group_size)]}
 
+    looks = Looks(sample=lambda done: beside(ground, config, context.seed, before), sample_every=config.sample_every_iterations)
     course = fit(
-        module, batch, config.iterations, every=config.checkpoint_every_iterations, out=out, context=context, identity={"config": config.model_dump(mode="json")},
-        unit="iterations", log_every=1, looks=Looks(sample=lambda done: beside(ground, config, context.seed, before), sample_every=config.sample_every_iterations),
+        module, batch, config.iterations, every=config.checkpoint_every_iterations, out=out, context=context,
+        identity={"config": config.model_dump(mode="json")}, unit="iterations", log_every=1, looks=looks,
     )  # fmt: skip
     after = judge_policy(ground, config, context.seed)
     (out / READINGS).write_text("".join(json.dumps(reading) + "\n" for reading in module.readings), encoding="utf-8")
@@ -367,7 +391,13 @@ def side_by_side(ground: Ground, before: dict[str, Any], after: dict[str, Any]) 
     return tuple(
         Sample(
             prompt=ground.words.decode(question.ids),
-            output=f"before: {ground.words.decode(before['answers'][i])} | after: {ground.words.decode(after['answers'][i])} | reward {first[i]:+.2f} to {last[i]:+.2f}",
+            output=" | ".join(
+                (
+                    f"before: {ground.words.decode(before['answers'][i])}",
+                    f"after: {ground.words.decode(after['answers'][i])}",
+                    f"reward {first[i]:+.2f} to {last[i]:+.2f}",
+                )
+            ),
         )
         for i, question in enumerate(ground.heldout[:SAMPLES])
     )

@@ -1,16 +1,17 @@
 """PPO: the chat model learns to write answers that are rewarded, and is charged for drifting from itself.
 
-Schulman et al. 2017 (arXiv:1707.06347), as used on language models by Ziegler et al. 2019 (arXiv:1909.08593) and Ouyang
-et al. 2022 (arXiv:2203.02155). One iteration (online.py): sample answers; score them; turn scores and KL into a reward per token;
-estimate advantages; take `epochs` passes of clipped updates.
+Schulman et al. 2017 (arXiv:1707.06347), as used on language models by Ziegler et al. 2019 (arXiv:1909.08593) and Ouyang et al. 2022
+(arXiv:2203.02155). One iteration (online.py): sample answers; score them; turn scores and KL into a reward per token; estimate advantages; take
+`epochs` passes of clipped updates.
 
-Choices. The value function is a model of its own that starts as the reward model read at every token (as in Ouyang et
-al.): it begins with a sensible estimate, and its errors do not pull on the policy's small trunk. Without a reward model it starts as the chat model with a head of
-noughts, which expects nothing. Policy and value share one optimizer and one clipped gradient norm, so `value_coef` decides how much of that norm the value may take.
+Choices. The value function is a model of its own that starts as the reward model read at every token (as in Ouyang et al.): it begins with a sensible
+estimate, and its errors do not pull on the policy's small trunk. Without a reward model it starts as the chat model with a head of noughts, which
+expects nothing. Policy and value share one optimizer and one clipped gradient norm, so `value_coef` decides how much of that norm the value may take.
 A model's scores are on the scale of its own held-out answers (`scale.json`).
 
-With `safety` an answer's cost is limited (lagrange.py): a second value function estimates costs, and the advantages of reward and cost are weighed by the multiplier before
-they are whitened (Safe RLHF, Dai et al. 2023, arXiv:2310.12773). Changed: KL is charged to the reward alone, not half of it to the cost.
+With `safety` an answer's cost is limited (lagrange.py): a second value function estimates costs, and the advantages of reward and cost are weighed by
+the multiplier before they are whitened (Safe RLHF, Dai et al. 2023, arXiv:2310.12773). Changed: KL is charged to the reward alone, not half of it to
+the cost.
 
     python -m components ppo --config recipe.yaml --out DIR
 """

@@ -1,8 +1,9 @@
 """Is the reward still worth believing? What a run of reinforcement learning shows when it pleases its reward and nobody else.
 
-One reading an iteration: reward, KL, entropy, length, repetition, and what a judge says that training does not see (a reward model of other pairs). Past some distance
-the reward goes on rising while what it stands for falls (Gao et al. 2022, arXiv:2210.10760); length is the commonest way there (Singhal et al. 2023,
-arXiv:2310.03716). `suspicions` compares the last few readings with the first few, and says in a sentence what a person should look at. It ends nothing by itself.
+One reading an iteration: reward, KL, entropy, length, repetition, and what a judge says that training does not see (a reward model of other pairs).
+Past some distance the reward goes on rising while what it stands for falls (Gao et al. 2022, arXiv:2210.10760); length is the commonest way there
+(Singhal et al. 2023, arXiv:2310.03716). `suspicions` compares the last few readings with the first few, and says in a sentence what a person should
+look at. It ends nothing by itself.
 """
 
 from __future__ import annotations
@@ -36,13 +37,21 @@ def suspicions(readings: Sequence[Reading]) -> dict[str, str]:
     follows = fmean(reading["reward_by_length"] for reading in readings[-WINDOW:])
     if reward > 0 and _change(readings, "length") and ((after > LONGER * before and follows > FOLLOWS) or (LONGER * after < before and follows < -FOLLOWS)):
         found["length"] = (
-            f"answers went from {before:.0f} to {after:.0f} tokens and the reward follows length (correlation {follows:+.2f}): it may be length that is learnt. "
+            f"answers went from {before:.0f} to {after:.0f} tokens and the reward follows length (correlation {follows:+.2f}): "
+            "it may be length that is learnt. "
             "Look at samples.jsonl; add a reward of kind length, or balance the reward model's pairs"
         )
     before, after = _ends(readings, "repetition")
     if _change(readings, "repetition") > 0 and after > before + REPEATED:
-        found["repetition"] = f"{after:.0%} of what answers say repeats itself, {before:.0%} at the start: the policy degenerates. Raise kl_coef or lower learning_rate"
-    if _change(readings, "kl") > 0 and (late := readings[len(readings) // 2 :]) and len(late) >= 2 * WINDOW and _change(late, "kl") > 0 > _change(late, "reward"):
+        found["repetition"] = (
+            f"{after:.0%} of what answers say repeats itself, {before:.0%} at the start: the policy degenerates. Raise kl_coef or lower learning_rate"
+        )
+    if (
+        _change(readings, "kl") > 0
+        and (late := readings[len(readings) // 2 :])
+        and len(late) >= 2 * WINDOW
+        and _change(late, "kl") > 0 > _change(late, "reward")
+    ):
         found["kl"] = (
             f"the policy still moves away (KL {readings[-1]['kl']:.2f} nats an answer) and the reward falls: what it gained is being lost. "
             "Lower learning_rate or iterations, or raise kl_coef"

@@ -14,7 +14,18 @@ from components.training.trainer import Context
 from . import toys
 
 CPU = torch.device("cpu")
-PLAN = {"method": "grpo", "iterations": 1, "rollout_size": 16, "minibatch_size": 16, "epochs": 1, "group_size": 8, "max_new_tokens": 4, "kl_coef": 0.0, "unfinished_penalty": 0.0, "warmup_steps": 0}
+PLAN = {
+    "method": "grpo",
+    "iterations": 1,
+    "rollout_size": 16,
+    "minibatch_size": 16,
+    "epochs": 1,
+    "group_size": 8,
+    "max_new_tokens": 4,
+    "kl_coef": 0.0,
+    "unfinished_penalty": 0.0,
+    "warmup_steps": 0,
+}
 
 
 def context(seed=0, **resources) -> Context:
@@ -32,7 +43,9 @@ def repeats(prompt, answer) -> float:
 
 def rollout_of(module, groups=2, seed=3):
     asked = [question for question in module.ground.questions[:groups] for _ in range(module.group_size)]
-    return sample(module.policy, [q.ids for q in asked], stop_ids=module.ground.stops, max_new_tokens=module.config.max_new_tokens, temperature=1.0, seed=seed), asked
+    return sample(
+        module.policy, [q.ids for q in asked], stop_ids=module.ground.stops, max_new_tokens=module.config.max_new_tokens, temperature=1.0, seed=seed
+    ), asked
 
 
 def assessed(module):
@@ -134,7 +147,17 @@ def one_word(prompt, answer) -> float:
     return answer[0] / 10
 
 
-BANDIT = {"rollout_size": 128, "minibatch_size": 128, "group_size": 64, "max_new_tokens": 1, "learning_rate": 5e-3, "iterations": 150, "temperature": 1.0, "kl_coef": 0.2, "checkpoint_every_iterations": 1000}
+BANDIT = {
+    "rollout_size": 128,
+    "minibatch_size": 128,
+    "group_size": 64,
+    "max_new_tokens": 1,
+    "learning_rate": 5e-3,
+    "iterations": 150,
+    "temperature": 1.0,
+    "kl_coef": 0.2,
+    "checkpoint_every_iterations": 1000,
+}
 
 
 def tilted(reference, rewards, price):
@@ -174,10 +197,25 @@ def test_on_one_word_answers_the_best_policy_in_closed_form_is_found(method, bes
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("changes", [{"method": "grpo"}, {"method": "grpo", "normalise_by_std": False, "length_normalisation": "constant"}, {"method": "rloo", "epochs": 2, "minibatch_size": 32}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "grpo"},
+        {"method": "grpo", "normalise_by_std": False, "length_normalisation": "constant"},
+        {"method": "rloo", "epochs": 2, "minibatch_size": 32},
+    ],
+)
 def test_answers_of_several_words_reach_the_highest_reward(changes, seed, tmp_path):
     ground = toys.ground(repeats, [[a, b] for a in (5, 6) for b in (2, 3)], seed=seed)
-    plan = {"rollout_size": 64, "minibatch_size": 64, "group_size": 16, "iterations": 120, "learning_rate": 1e-2, "warmup_steps": 5, "checkpoint_every_iterations": 1000}
+    plan = {
+        "rollout_size": 64,
+        "minibatch_size": 64,
+        "group_size": 16,
+        "iterations": 120,
+        "learning_rate": 1e-2,
+        "warmup_steps": 5,
+        "checkpoint_every_iterations": 1000,
+    }
     figures = align(module_of(ground, seed, **{**plan, **changes}), tmp_path, context(seed)).figures
     assert figures["reward_before"] < 0.3
     assert figures["reward_after"] > 0.9

@@ -27,7 +27,16 @@ from . import toys
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 2], [7, 3], [6, 2, 4], [8, 3]]
-PLAN = {"iterations": 6, "rollout_size": 8, "minibatch_size": 4, "max_new_tokens": 5, "learning_rate": 3e-3, "warmup_steps": 2, "checkpoint_every_iterations": 2, "sample_every_iterations": 3}
+PLAN = {
+    "iterations": 6,
+    "rollout_size": 8,
+    "minibatch_size": 4,
+    "max_new_tokens": 5,
+    "learning_rate": 3e-3,
+    "warmup_steps": 2,
+    "checkpoint_every_iterations": 2,
+    "sample_every_iterations": 3,
+}
 METHODS = {
     "ppo": {"method": "ppo", "reward_scale": "running", "kl_target": 0.5, "safety": {"limit": -0.5}},
     "grpo": {"method": "grpo", "group_size": 4},
@@ -139,7 +148,10 @@ torch.save(module.state_dict(), Path(sys.argv[2]) / "state.pt")
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_by_the_system_at_any_moment_it_ends_with_the_same_bits(method, tmp_path):
-    start = lambda: subprocess.Popen([sys.executable, "-c", SCRIPT, method, tmp_path], cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"})  # noqa: E731
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, method, tmp_path], cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"})
+
     curve = tmp_path / "work" / "curve.jsonl"
     for wanted in (3, 9, 20, 33):
         with start() as process:
@@ -298,7 +310,20 @@ def test_samples_stand_beside_those_from_before(tmp_path):
 
 def test_a_reward_that_pays_for_length_is_suspected_once_and_stands_in_the_figures(tmp_path):
     ground = toys.ground(lambda prompt, answer: float(len(answer)), PROMPTS)
-    notes, plan = [], {**PLAN, **METHODS["grpo"], "iterations": 25, "rollout_size": 32, "minibatch_size": 16, "max_new_tokens": 12, "learning_rate": 5e-3, "unfinished_penalty": 0.0, "kl_coef": 0.0}
+    notes, plan = (
+        [],
+        {
+            **PLAN,
+            **METHODS["grpo"],
+            "iterations": 25,
+            "rollout_size": 32,
+            "minibatch_size": 16,
+            "max_new_tokens": 12,
+            "learning_rate": 5e-3,
+            "unfinished_penalty": 0.0,
+            "kl_coef": 0.0,
+        },
+    )
     given = context(notes=notes)
     figures = align(GRPO(ground, GRPOConfig(**plan), given), tmp_path, given).figures
     assert "the reward follows length" in figures["suspicions"]["length"]["why"]

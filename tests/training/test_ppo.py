@@ -16,7 +16,16 @@ from components.training.trainer import Context
 from . import toys
 
 CPU = torch.device("cpu")
-PLAN = {"iterations": 1, "rollout_size": 8, "minibatch_size": 8, "epochs": 1, "max_new_tokens": 6, "warmup_steps": 0, "unfinished_penalty": 0.0, "checkpoint_every_iterations": 1000}
+PLAN = {
+    "iterations": 1,
+    "rollout_size": 8,
+    "minibatch_size": 8,
+    "epochs": 1,
+    "max_new_tokens": 6,
+    "warmup_steps": 0,
+    "unfinished_penalty": 0.0,
+    "checkpoint_every_iterations": 1000,
+}
 PROMPTS = [[5, 2], [7, 3], [6, 2], [8, 3]]
 
 
@@ -37,7 +46,9 @@ def module_of(ground, seed=0, micro=None, **changes) -> PPO:
 
 def assessed(module, rollout=None):
     asked = [module.ground.questions[i % len(module.ground.questions)] for i in range(module.config.rollout_size)]
-    rollout = rollout or sample(module.policy, [q.ids for q in asked], stop_ids=module.ground.stops, max_new_tokens=module.config.max_new_tokens, temperature=1.0, seed=3)
+    rollout = rollout or sample(
+        module.policy, [q.ids for q in asked], stop_ids=module.ground.stops, max_new_tokens=module.config.max_new_tokens, temperature=1.0, seed=3
+    )
     asked = asked[: len(rollout.answers)]
     return module.assess(rollout, module.ground.rewards(rollout, asked), asked)
 
@@ -183,7 +194,16 @@ def test_on_one_word_answers_the_best_policy_in_closed_form_is_found(seed, tmp_p
     assert distance(toys.first_word(ground.policy, [5, 2]), aim) < 0.06
 
 
-SEVERAL = {"rollout_size": 64, "minibatch_size": 32, "epochs": 2, "max_new_tokens": 4, "iterations": 40, "learning_rate": 5e-3, "kl_coef": 0.01, "value_coef": 0.5}
+SEVERAL = {
+    "rollout_size": 64,
+    "minibatch_size": 32,
+    "epochs": 2,
+    "max_new_tokens": 4,
+    "iterations": 40,
+    "learning_rate": 5e-3,
+    "kl_coef": 0.01,
+    "value_coef": 0.5,
+}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -206,7 +226,8 @@ def test_the_adaptive_price_brings_kl_to_its_target(tmp_path):
 def test_where_help_and_harm_pull_apart_the_best_policy_under_the_limit_is_found(seed, tmp_path):
     """The later the word the more it helps, and words 8 and 9 are unsafe (cost 1, else -1).
 
-    The best policy with a price on cost is the reference times exp((reward - price * cost) / kl_coef), and the right price is the one at which E[cost] is the limit.
+    The best policy with a price on cost is the reference times exp((reward - price * cost) / kl_coef).
+    The right price is the one at which E[cost] is the limit.
     """
     cost_of = lambda prompt, answer: 1.0 if answer[0] >= 8 else -1.0  # noqa: E731
     ground = toys.ground(lambda prompt, answer: answer[0] / 10, [[5, 2]], seed=seed, costs=toys.judged_by(cost_of))
@@ -217,7 +238,9 @@ def test_where_help_and_harm_pull_apart_the_best_policy_under_the_limit_is_found
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if (best(middle) * cost).sum() > -0.6 else (low, middle)
-    module = module_of(ground, seed, **{**BANDIT, "kl_coef": 0.1, "iterations": 250}, safety={"limit": -0.6, "learning_rate": 0.05, "memory": 0.0, "multiplier": 0.5})
+    module = module_of(
+        ground, seed, **{**BANDIT, "kl_coef": 0.1, "iterations": 250}, safety={"limit": -0.6, "learning_rate": 0.05, "memory": 0.0, "multiplier": 0.5}
+    )
     align(module, tmp_path, context(seed))
     after = toys.first_word(ground.policy, [5, 2])
     assert (best(0.0) * cost).sum() > 0  # the reward alone does harm

@@ -10,7 +10,15 @@ from components.training.trust import WINDOW, correlation, repetition, suspicion
 def run(n=20, noise=0.02, seed=0, **courses):
     """Readings of n iterations, each number going in a line between two values, with noise."""
     rng = np.random.default_rng(seed)
-    plan = {"reward": (0.0, 1.0), "kl": (0.0, 2.0), "length": (20.0, 21.0), "repetition": (0.05, 0.05), "reward_by_length": (0.1, 0.1), "judge": (0.0, 0.8), **courses}
+    plan = {
+        "reward": (0.0, 1.0),
+        "kl": (0.0, 2.0),
+        "length": (20.0, 21.0),
+        "repetition": (0.05, 0.05),
+        "reward_by_length": (0.1, 0.1),
+        "judge": (0.0, 0.8),
+        **courses,
+    }
     lines = {name: np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(points)), points) + noise * rng.normal(size=n) for name, points in plan.items()}
     return [{"iteration": i + 1, **{name: float(line[i]) for name, line in lines.items()}} for i in range(n)]
 
@@ -39,7 +47,10 @@ def test_a_judge_that_falls_with_the_reward_is_no_hacking():
     assert "judge" not in suspicions(run(reward=(1.0, 0.0), judge=(0.0, -1.0)))
 
 
-@pytest.mark.parametrize(("length", "follows", "is_suspect"), [((20.0, 40.0), 0.8, True), ((20.0, 40.0), 0.1, False), ((40.0, 20.0), -0.8, True), ((40.0, 20.0), 0.8, False), ((20.0, 22.0), 0.8, False)])
+@pytest.mark.parametrize(
+    ("length", "follows", "is_suspect"),
+    [((20.0, 40.0), 0.8, True), ((20.0, 40.0), 0.1, False), ((40.0, 20.0), -0.8, True), ((40.0, 20.0), 0.8, False), ((20.0, 22.0), 0.8, False)],
+)
 def test_length_is_suspected_where_answers_change_and_the_reward_follows(length, follows, is_suspect):
     found = suspicions(run(length=length, reward_by_length=(follows, follows)))
     assert ("length" in found) == is_suspect

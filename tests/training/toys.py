@@ -27,8 +27,8 @@ class Spelt:
 
 def config_of(width: int, **changes: Any) -> LlamaConfig:
     return LlamaConfig(
-        **{"vocab_size": WORDS, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 24,
-           "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": END, "pad_token_id": PAD, **changes}
+        **{"vocab_size": WORDS, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 1, "num_attention_heads": 2,
+           "max_position_embeddings": 24, "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": END, "pad_token_id": PAD, **changes}
     )  # fmt: skip
 
 
@@ -59,7 +59,18 @@ def ground(rule: Callable[[list[int], list[int]], float], prompts: list[list[int
     """A policy and its reference, with these prompts for training and held out alike."""
     policy, reference = language_model(seed), language_model(seed).requires_grad_(False)
     questions = [Question(ids, "", None, None, None) for ids in prompts]
-    return Ground(**{"words": Spelt(), "stops": [END, PAD], "policy": policy, "reference": reference, "questions": questions, "heldout": questions, "rewards": judged_by(rule), **changes})
+    return Ground(
+        **{
+            "words": Spelt(),
+            "stops": [END, PAD],
+            "policy": policy,
+            "reference": reference,
+            "questions": questions,
+            "heldout": questions,
+            "rewards": judged_by(rule),
+            **changes,
+        }
+    )
 
 
 def first_word(model: LlamaForCausalLM, prompt: list[int]) -> Tensor:
