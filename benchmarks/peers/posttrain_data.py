@@ -21,8 +21,8 @@ TEMPLATE = (
     "{% else %}{{ m['content'] + ' <|end|> ' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
 )
-PAIR_PROMPT, PAIR_ANSWER = 60, 193  # with the 3 tokens of the template: 256
-QUESTION = 29  # with its 3: 32
+PAIR_PROMPT, PAIR_ANSWER = 60, 192  # with the 4 tokens of the template: 256
+QUESTION = 29  # with its 3 of the template: 32
 CHATS, PAIRS = 4000, 512
 
 

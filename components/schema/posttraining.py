@@ -233,10 +233,10 @@ class GRPOConfig(OnlineConfig):
     group_size: Annotated[int, Field(ge=2)] = 8
     """Answers to each prompt; must divide rollout_size."""
     normalise_by_std: bool = True
-    """Divide a group's advantages by its standard deviation. Dr. GRPO (Liu et al. 2025, arXiv:2503.20783) does not: it weighs easy and hard prompts up."""
+    """Divide a group's advantages by its standard deviation (method grpo). Dr. GRPO (Liu et al. 2025, arXiv:2503.20783) does not: it weighs easy and hard prompts up."""
     length_normalisation: Literal["answer", "batch", "constant"] = "answer"
     """answer: the mean over each answer's tokens, then over answers (GRPO; long wrong answers count less). batch: over all tokens. constant: the sum over
-    max_new_tokens (Dr. GRPO)."""
+    max_new_tokens (Dr. GRPO, and RLOO as published)."""
 
     @model_validator(mode="after")
     def _groups_divide(self) -> GRPOConfig:

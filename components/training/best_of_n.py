@@ -105,7 +105,7 @@ def answered(ground: Ground, config: BestOfNConfig, asked: list[Question], seed:
     questions = [question for question in asked for _ in range(config.n)]
     rollout = sample(
         ground.policy, [question.ids for question in asked], copies=config.n,
-        stop_ids=ground.stops, max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed,
+        stop_ids=ground.stops, max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed, engine=ground.engine,
     )  # fmt: skip
     reward = ground.rewards(rollout, questions).total
     best = winner_of((reward - config.unfinished_penalty * ~rollout.finished).view(-1, config.n), rollout.finished.view(-1, config.n))

@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.models.build import load, load_tokenizer, stop_ids
+from components.models.engines import Engine, engine_for
 from components.schema.config import BadInput
 from components.schema.posttraining import BandsConfig, BestOfNConfig, OnlineConfig, RewardTerm
 from components.schema.records import Sample
@@ -67,6 +68,8 @@ class Ground:
     """What an answer costs, where that is limited."""
     scorers: dict[str, Scorer] | None = None
     """By role: reward, cost, judge; those that are asked."""
+    engine: Engine | None = None
+    """What answers in the policy's place; None = the policy."""
 
     @property
     def judge(self) -> Scorer | None:
@@ -98,7 +101,8 @@ def prepare(config: OnlineConfig | BestOfNConfig, given: Given, context: Context
     )
     for judge in filter(None, (rewards, priced)):
         judge.check(questions)
-    return Ground(words, stop_ids(words), policy, reference, questions, heldout, rewards, priced, scorers)
+    engine = engine_for(context.resources.engine, given.chat, context_tokens=policy.config.max_position_embeddings)
+    return Ground(words, stop_ids(words), policy, reference, questions, heldout, rewards, priced, scorers, engine)
 
 
 # ---------------------------------------------------------------- one iteration
@@ -214,7 +218,7 @@ class Online(LightningModule):
         questions, config = [self.ground.questions[i] for i in batch["questions"]], self.config
         rollout = sample(
             self.policy, [question.ids for question in questions], stop_ids=self.ground.stops, max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature, seed=mixed_seed(self.seed, batch["iteration"]),
+            temperature=config.temperature, seed=mixed_seed(self.seed, batch["iteration"]), engine=self.ground.engine,
         )  # fmt: skip
         judged = self.ground.rewards(rollout, questions)
         experience, seen = self.assess(rollout, judged, questions)
@@ -362,7 +366,7 @@ def answer(ground: Ground, config: OnlineConfig | BestOfNConfig, seed: int, aske
     questions = [question for question in asked for _ in range(ANSWERS_PER_HELDOUT_PROMPT)]
     rollout = sample(
         ground.policy, [question.ids for question in questions], stop_ids=ground.stops, max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature, seed=mixed_seed(seed, 2**31),
+        temperature=config.temperature, seed=mixed_seed(seed, 2**31), engine=ground.engine,
     )  # fmt: skip
     return rollout, questions
 

@@ -51,7 +51,7 @@ def test_a_winner_is_learnt_from_its_first_token_to_its_end_and_its_prompt_is_no
 
 def ground_answering(answers, rewards):
     """A ground whose policy gives these answers, worth this much."""
-    return SimpleNamespace(policy=None, stops=[4, 0], rewards=lambda rollout, questions: Judged(torch.tensor(rewards), {}), answers=answers)
+    return SimpleNamespace(policy=None, engine=None, stops=[4, 0], rewards=lambda rollout, questions: Judged(torch.tensor(rewards), {}), answers=answers)
 
 
 @pytest.mark.parametrize(
