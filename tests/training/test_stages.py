@@ -215,7 +215,7 @@ def test_a_logger_hears_every_iteration_of_ppo_with_what_must_be_watched(line, t
     logger = Remembering()
     line.run("ppo", tmp_path, Context(seed=1, loggers=[logger]), iterations=3)
     assert len(logger.told) == 3
-    assert {"reward", "kl", "kl_k3_per_token", "entropy", "length", "finished", "policy_loss", "value_loss", "clipped", "grad_norm"} <= logger.told[0][1].keys()
+    assert {"reward", "kl", "kl_k3", "entropy", "length", "finished", "policy_loss", "value_loss", "clipped", "grad_norm"} <= logger.told[0][1].keys()
 
 
 # ---------------------------------------------------------------- other models, other beginnings
