@@ -77,6 +77,15 @@ class RewardConfig(OptimConfig):
     heldout_pairs: PositiveInt = 400
     """Held-out pairs on which accuracy is measured before and after."""
 
+    @model_validator(mode="after")
+    def _fits_its_dimension(self) -> RewardConfig:
+        told = [name for name, asked in (("margin", self.margin), ("centring", self.centring), ("ranking", self.ranking != "pairs")) if asked]
+        if self.dimension == "cost" and told:
+            raise ValueError(f"dimension cost has a loss of its own, and {', '.join(told)} would be ignored. Remove it")
+        if self.ranking == "plackett_luce" and self.margin:
+            raise ValueError("margin is for pairs, and ranking is plackett_luce: it would be ignored. Remove one of them")
+        return self
+
 
 # ---------------------------------------------------------------- what an answer is worth
 
@@ -267,6 +276,8 @@ class DPOConfig(OptimConfig):
     def _fits_its_loss(self) -> DPOConfig:
         if self.label_smoothing and self.method != "dpo":
             raise ValueError(f"label_smoothing is dpo's, and method is {self.method}: it would be ignored. Remove it")
+        if self.sft_weight and self.method not in ("dpo", "ipo"):
+            raise ValueError(f"sft_weight is for dpo and ipo, and method is {self.method}: it would be ignored. Remove it")
         if self.reference_free and self.method not in ("dpo", "ipo"):
             raise ValueError(f"reference_free is for dpo and ipo, and method is {self.method}: " + ("orpo has no reference." if self.method == "orpo" else "kto needs one.") + " Remove it")
         return self

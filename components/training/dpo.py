@@ -163,8 +163,6 @@ def measure(config: DPOConfig, pairs: Sequence[Pair], policy: Tensor, reference:
 
 def run(config: DPOConfig, given: Given, out: Path, context: Context) -> Outcome:
     """Align the chat model with the preference pairs and leave it in `out`. Errors: BadInput."""
-    if config.sft_weight and config.method not in ("dpo", "ipo"):
-        raise BadInput(f"{config.method}: sft_weight={config.sft_weight} is for dpo and ipo, and would be ignored. Remove it")
     chat, device = given.chat, device_of(context.accelerator)
     words = load_tokenizer(chat)
     require_contract(chat, words, config.method)

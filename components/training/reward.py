@@ -21,7 +21,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.models.build import load_tokenizer, save
 from components.models.heads import scalar_model_from, scores
-from components.schema.config import BadInput
 from components.schema.posttraining import RewardConfig
 from components.schema.records import Outcome, Sample
 from components.training import fast
@@ -84,7 +83,6 @@ def ordered_right(given: Tensor, ranks: Tensor) -> Tensor:
 
 def run(config: RewardConfig, chat: Path, preferences: Path, out: Path, context: Context) -> Outcome:
     """Train a reward or cost model on the chat model in `chat` and leave it in `out`. Errors: BadInput."""
-    _refuse_ignored(config)
     words = load_tokenizer(chat)
     require_contract(chat, words, "reward")
     model = scalar_model_from(chat, context.seed).to(device_of(context.accelerator))
@@ -128,16 +126,6 @@ def run(config: RewardConfig, chat: Path, preferences: Path, out: Path, context:
         **{f"chosen_score_{name}": value for name, value in scale.items()},
     }
     return Outcome(figures=figures, samples=examples(heldout, chosen, rejected, words, config), execution=course.execution())
-
-
-def _refuse_ignored(config: RewardConfig) -> None:
-    """Options that the loss does not have. Errors: BadInput."""
-    if config.dimension == "cost" and (told := [name for name, value in (("margin", config.margin), ("centring", config.centring)) if value]):
-        raise BadInput(f"cost: {' and '.join(told)} are of a reward model's loss, and a cost model's zero has a meaning of its own: they would be ignored. Remove them")
-    if config.dimension == "cost" and config.ranking != "pairs":
-        raise BadInput("cost: ranking=plackett_luce ranks by preference, and a cost is learnt from which side does less harm: it would be ignored. Use ranking=pairs")
-    if config.ranking == "plackett_luce" and config.margin:
-        raise BadInput(f"reward: margin={config.margin} is between two answers, and ranking=plackett_luce has whole rankings: it would be ignored. Use ranking=pairs, or remove margin")
 
 
 def _compared(pairs: list[Pair], config: RewardConfig, path: Path) -> list[Pair]:
