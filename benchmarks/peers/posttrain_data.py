@@ -17,7 +17,7 @@ VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS, INTERMEDIATE = 4096, 256, 256, 6, 4, 
 SPECIAL = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|> ' }}"
-    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + ' <|end|> ' }}{% endgeneration %}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + ' <|end|>' }}{% endgeneration %}{{ ' ' }}"
     "{% else %}{{ m['content'] + ' <|end|> ' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
 )
