@@ -185,6 +185,10 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
         return f"{where}: unknown key, it would be ignored. {hint}"
     if problem["type"] == "missing":
         return f"{where}: required and not given. Add it to the recipe"
+    if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        names = problem["ctx"].get("expected_tags", "ppo, grpo, rloo, dpo, ipo, kto, orpo or best_of_n").replace("'", "")
+        given = problem["ctx"].get("tag")
+        return f"{where}: {f'there is no method {given!r}' if given else 'it does not say which method'}, so nothing can be aligned. Set {where}.method to one of {names}"
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if problem["type"] == "value_error" else f" (given: {problem['input']!r})"
     return f"{where}: {message}{given}"

@@ -23,7 +23,7 @@ MICRO = (
     "pretrain={steps: 12, batch_size: 4, learning_rate: 1e-3, warmup_steps: 2, heldout_sequences: 4, checkpoint_every_steps: 4}",
     "sft={steps: 8, batch_size: 4, learning_rate: 1e-3, warmup_steps: 2, heldout_chats: 8, checkpoint_every_steps: 4}",
     "reward={steps: 6, batch_size: 4, learning_rate: 1e-3, warmup_steps: 2, heldout_pairs: 8, checkpoint_every_steps: 3}",
-    "align={iterations: 2, rollout_size: 4, minibatch_size: 4, epochs: 1, max_new_tokens: 8, heldout_prompts: 4, checkpoint_every_iterations: 1}",
+    "align={method: ppo, iterations: 2, rollout_size: 4, minibatch_size: 4, epochs: 1, max_new_tokens: 8, heldout_prompts: 4, checkpoint_every_iterations: 1}",
     "evals={suites: [mini_gsm8k, mini_mmlu, mini_humaneval], limit: 2, max_new_tokens: 8, perplexity_sequences: 4}",
 )
 

@@ -85,7 +85,7 @@ def test_prefect_kept_the_history_of_every_stage(project: Project, first: dict[s
     with sqlite3.connect(project.folder / ".modelyard" / "prefect" / "prefect.db") as database:
         names = [row[0] for row in database.execute("select f.name from flow_run r join flow f on f.id = r.flow_id where r.state_type = 'COMPLETED'")]
         keys = {row[0] for row in database.execute("select key from artifact")}
-    assert {"train-and-release", "prepare-data", "pretrain", "finetune", "fit-reward-model", "align-ppo", "evaluate", "release"} <= set(names)
+    assert {"train-and-release", "prepare-data", "pretrain", "finetune", "fit-reward-model", "align", "evaluate", "release"} <= set(names)
     assert {"data", "scores", "release", "pretrain-progress"} <= keys
 
 

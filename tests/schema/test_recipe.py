@@ -78,7 +78,8 @@ def test_a_line_ends_where_its_sections_end() -> None:
     [
         (["reward=null"], "align.rewards asks for a reward model and the section reward is not given"),
         (["align.safety={limit: 0}"], "align.safety asks for a cost model and the section cost is not given"),
-        (["align.method=sarsa"], "align: Input tag 'sarsa'"),
+        (["align.method=sarsa"], "align: there is no method 'sarsa'.*one of ppo, grpo, rloo"),
+        (["align.method=null"], "align: .*method.* to one of ppo"),
         (["reward.dimension=cost"], "reward.dimension is cost: this section is for preference"),
         (["align={method: ipo, steps: 9, batch_size: 2, learning_rate: 1e-4, warmup_steps: 1, label_smoothing: 0.1}"], "label_smoothing is dpo's"),
         (["align={method: orpo, steps: 9, batch_size: 2, learning_rate: 1e-4, warmup_steps: 1, reference_free: true}"], "orpo has no reference"),
