@@ -23,8 +23,9 @@ from components.data.versioning import versions
 from components.launch import launch
 from components.models.build import load
 from components.schema import jobs
+from components.schema.evaluation import EvalConfig
 from components.schema.posttraining import AlignConfig
-from components.schema.recipe import EvalConfig, Recipe
+from components.schema.recipe import Recipe
 from components.schema.records import Artifact, Record
 from components.training.align import Given
 from components.training.online import judge_policy, prepare

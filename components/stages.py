@@ -22,10 +22,11 @@ from components import processes
 from components.launch import verdict
 from components.schema.config import BadInput
 from components.schema.data import DataConfig
+from components.schema.evaluation import EvalConfig
 from components.schema.events import say
+from components.schema.gate import GateConfig
 from components.schema.jobs import SCORERS, Job
 from components.schema.posttraining import AlignConfig, RewardConfig, SFTConfig
-from components.schema.recipe import EvalConfig, GateConfig
 from components.schema.records import REVISIONS, File, Outcome, Record, file_md5, home
 from components.schema.training import ModelConfig, PretrainConfig
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import flow
 
 from components.schema import jobs
+from components.schema.evaluation import EvalConfig
 from components.schema.jobs import Run
-from components.schema.recipe import EvalConfig
 from components.schema.records import Artifact, Dataset, Record
 from flows.reports import scores_card
 from flows.tasks import run_stage

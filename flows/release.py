@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import flow
 
 from components.schema import jobs
+from components.schema.gate import GateConfig
 from components.schema.jobs import Run
-from components.schema.recipe import GateConfig
 from components.schema.records import Artifact, Record
 from flows.reports import release_card
 from flows.tasks import run_stage

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from components.schema.config import Config
-from components.schema.recipe import GateConfig
+from components.schema.gate import GateConfig
 
 Score = Mapping[str, Any]  # "score" and "stderr" in [0, 1]; "metric" and "items" where known
 

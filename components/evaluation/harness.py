@@ -40,7 +40,7 @@ from components.evaluation.perplexity import heldout_sequences, perplexity
 from components.evaluation.sandbox import require_sandbox
 from components.evaluation.suites import SUITES, data_files, load_tasks, runs_code
 from components.schema.config import BadInput
-from components.schema.recipe import EvalConfig
+from components.schema.evaluation import EvalConfig
 from components.schema.records import Outcome, Sample
 
 Emit = Callable[[dict[str, Any]], None]

@@ -19,7 +19,7 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from components.schema.config import BadInput
-from components.schema.recipe import EvalConfig
+from components.schema.evaluation import EvalConfig
 
 OFFICIAL = Path(lm_eval.__file__).parent / "tasks"
 OURS = Path(__file__).parent / "tasks"

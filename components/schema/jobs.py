@@ -11,8 +11,10 @@ from typing import Any
 
 from components.schema.config import Config
 from components.schema.data import DataConfig
+from components.schema.evaluation import EvalConfig
+from components.schema.gate import GateConfig
 from components.schema.posttraining import AlignConfig, RewardConfig, SFTConfig
-from components.schema.recipe import EvalConfig, GateConfig, Recipe, Resources
+from components.schema.recipe import Recipe, Resources
 from components.schema.records import Artifact, Dataset, folder_of, identity_of
 from components.schema.training import ModelConfig, PretrainConfig
 

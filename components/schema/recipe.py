@@ -15,43 +15,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from components.schema import presets
-from components.schema.config import BadInput, Config, Fraction, Name
-from components.schema.data import DataConfig, Suite, TokenizerConfig
+from components.schema.config import BadInput, Config, Name
+from components.schema.data import DataConfig, TokenizerConfig
+from components.schema.evaluation import EvalConfig
+from components.schema.gate import GateConfig
 from components.schema.posttraining import AlignConfig, RewardConfig, SFTConfig
 from components.schema.training import ModelConfig, PretrainConfig
-
-# ---------------------------------------------------------------- evaluation and release
-
-
-class EvalConfig(Config):
-    """Benchmarks through lm-eval's own code, and held-out perplexity."""
-
-    suites: tuple[Suite, ...]
-    """Which suites; each must be among data.benchmarks."""
-    limit: PositiveInt | None = None
-    """Items per task at most (for mmlu: per subject). None = all."""
-    fewshot: dict[Suite, NonNegativeInt] = {}
-    """Worked examples in front of each question, by suite; the suite's own default where absent."""
-    batch_size: PositiveInt = 64
-    """Sequences scored or generated together."""
-    max_new_tokens: PositiveInt = 96
-    """Longest generated answer, in tokens."""
-    perplexity_sequences: PositiveInt = 64
-    """Held-out sequences on which perplexity and bits per byte are measured."""
-
-
-class GateConfig(Config):
-    """When a challenger becomes champion: no suite worse than the champion's by more than its noise."""
-
-    model_name: Name = "modelyard"
-    """Registered model in MLflow."""
-    noise_sigmas: NonNegativeFloat = 2.0
-    """How many standard errors of the difference count as noise."""
-    minimum_scores: dict[str, Fraction] = {}
-    """Floor by suite, whatever the champion reached."""
 
 
 class Recipe(Config):

@@ -44,7 +44,7 @@ def check_join(folder: Path, suites: tuple[str, ...], tmp_path: Path) -> None:
     from components.evaluation.code_eval import sandboxed_code_eval
     from components.evaluation.harness import offline_and_quiet
     from components.evaluation.suites import load_tasks
-    from components.schema.recipe import EvalConfig
+    from components.schema.evaluation import EvalConfig
 
     items = {(item.task, item.doc_id): item for item in benchmarks.items(folder)}
     with offline_and_quiet(), sandboxed_code_eval():

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from components.evaluation.gate import Decision, decide
-from components.schema.recipe import GateConfig
+from components.schema.gate import GateConfig
 
 
 def score(value: float, stderr: float = 0.05, metric: str = "acc") -> dict:

@@ -26,7 +26,7 @@ from components.evaluation.local_model import load_model
 from components.evaluation.perplexity import heldout_sequences, perplexity
 from components.evaluation.suites import OFFICIAL, load_tasks
 from components.schema.config import BadInput
-from components.schema.recipe import EvalConfig
+from components.schema.evaluation import EvalConfig
 from tests.evaluation.conftest import FUNCTIONS, SUMS, World, make_tokenizer, save_model
 from tests.evaluation.test_sandbox import needs_namespaces
 
