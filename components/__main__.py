@@ -21,8 +21,8 @@ from pathlib import Path
 
 import yaml
 
-DATA_STEPS = ("benchmarks", "collect", "clean", "filter", "dedup", "decontaminate", "documents", "chats", "preferences", "tokenizer", "tokens", "mix", "card")
-STAGES = ("data", "plan-data", "pin-data", "pretrain", "sft", "reward", "cost", "judge", "ppo", "grpo", "dpo", "best_of_n", "feedback", "evaluate", "release")
+DATA_STEPS = ("benchmarks", "collect", "clean", "filter", "dedup", "decontaminate", "documents", "chats", "preferences", "overlap", "tokenizer", "tokens", "mix", "card")
+STAGES = ("data", "plan-data", "pin-data", "pretrain", "sft", "reward", "cost", "judge", "ppo", "grpo", "dpo", "best_of_n", "feedback", "rate", "evaluate", "noise", "release")
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ from components.schema.config import BadInput
 from components.schema.data import DataConfig
 from components.schema.evaluation import EvalConfig
 from components.schema.events import say
-from components.schema.gate import GateConfig
+from components.schema.gate import GateConfig, NoiseConfig
 from components.schema.jobs import SCORERS, Job
 from components.schema.posttraining import AlignConfig, RewardConfig, SFTConfig
 from components.schema.records import REVISIONS, File, Outcome, Record, file_md5, home
@@ -212,39 +212,110 @@ def _feedback(job: Job, out: Path, run_id: str) -> Outcome:
     return feedback.run(config, given, out, say)
 
 
+def _rate(job: Job, out: Path, run_id: str) -> Outcome:
+    """Models answer the same prompts; a reward model, a critic or people say whose answers are better. Where things lie stands beside the job."""
+    from components.evaluation import judging, rate
+    from components.feedback import critic, prompts
+    from components.feedback.local import LocalModel
+    from components.schema.rating import RatingConfig
+
+    _use_threads(job)
+    config = RatingConfig.joined(job.config["rating"], job.run.options)
+    asked, inputs = config.judge.critic, {name: Path(part.path) for name, part in job.inputs.items()}
+    given = rate.Given(
+        prompts=prompts.read(inputs["prompts"], config.max_prompts),
+        writers={name: lambda folder=inputs[f"model_{name}"]: LocalModel(folder, config.max_new_tokens, config.temperature).write for name in config.models},
+        score=judging.reward_model(inputs["reward"]) if config.judge.reward else None,
+        prefer=critic.made(asked, inputs.get("critic")).prefer if asked else None,
+        batched=not (asked and asked.url),
+        rankings=inputs.get("rankings"),
+    )
+    return rate.run(config, given, out, say)
+
+
+def _rater(config: EvalConfig) -> Callable[[list[str]], list[float]] | None:
+    """What rates a model's completions: the data engine's word list, and a classifier where one is named; the higher score counts. None where nobody asks."""
+    if not (config.probes and config.probes.toxicity):
+        return None
+    import numpy as np
+
+    from components.data.filtering import safety
+    from components.data.words import word_hashes
+
+    if name := config.probes.toxicity.classifier:
+        try:
+            safety.check_classifier(name)
+        except BadInput as error:
+            raise BadInput(str(error).replace("filter.classifier", "evals.probes.toxicity.classifier", 1)) from None
+
+    def rate(texts: list[str]) -> list[float]:
+        listed = safety.toxicity(word_hashes(texts))
+        return (np.maximum(listed, safety.classified(name, texts)) if name else listed).tolist()
+
+    return rate
+
+
 def _evaluate(job: Job, out: Path, run_id: str) -> Outcome:
     from components.evaluation import harness
 
     _use_threads(job)
     models = {name: _path(job, name) for name in ("base", "chat", "policy") if name in job.inputs}
     config = EvalConfig.model_validate(job.config["evals"])
-    return harness.run(config, models, _path(job, "benchmarks"), _path(job, "tokens"), out, say, job.config["seed"])
+    return harness.run(
+        config, models, _path(job, "benchmarks"), _path(job, "tokens"), out, say, config.fewshot_seed,
+        overlap=_path(job, "overlap"), cache=home() / "measured", rate_toxicity=_rater(config),
+    )  # fmt: skip
+
+
+def _noise(job: Job, out: Path, run_id: str) -> Outcome:
+    """One model evaluated again and again, with nothing changed that should matter."""
+    from components.evaluation import noise
+
+    _use_threads(job)
+    evals, config = EvalConfig.model_validate(job.config["evals"]), NoiseConfig.model_validate(job.config["noise"])
+    retrained = [_path(job, name) for name in sorted(job.inputs) if name.startswith("retrained_")]
+    return noise.run(config, evals, job.config["role"], _path(job, "model"), _path(job, "benchmarks"), _path(job, "tokens"), out, say, job.config["seed"], retrained)
 
 
 def _release(job: Job, out: Path, run_id: str) -> Outcome:
-    """The gate compares with the champion as it stands now; the registry does what it decided."""
-    from components.evaluation import gate
+    """The gate compares with the champion as it stands now; the registry does what it decided. What it saw goes with the version."""
+    from components.evaluation import evidence, footprint, gate
     from components.registry import models
 
-    config = GateConfig.model_validate(job.config["gate"])
-    scores = Record.read(_path(job, "report")).figures["scores"][job.config["role"]]
+    config, identity = GateConfig.model_validate(job.config["gate"]), job.inputs["model"].identity
+    found = evidence.read(_path(job, "report"), job.config["role"])
     kept = out / "work" / "decision.json"  # decided once: after a kill the champion may already be this very policy
     if not kept.exists():
         champion = models.champion(config.model_name)
-        decision = gate.decide(scores, champion and champion["scores"], config)
+        measured = footprint.measure(_path(job, "model"), config.policy.limits)
+        if champion and champion["identity"] == identity:
+            decision = gate.Decision(action="promote", reason="it is the champion already")
+        else:
+            folder = champion and models.evidence(config.model_name, champion["version"])
+            before = evidence.restore(folder) if folder else champion and evidence.Evidence(champion["scores"])
+            decision = gate.decide(found.with_figures(**measured), before, config.policy, config.noise)
         kept.parent.mkdir(exist_ok=True)
         temporary = kept.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"action": decision.action, "reason": decision.reason, "champion_before": champion and champion["version"]}))
+        temporary.write_text(json.dumps({**decision.model_dump(mode="json"), "champion_before": champion and champion["version"]}))
         temporary.replace(kept)
     decided = json.loads(kept.read_text())
+    timed = {path: decided["limits"].pop(path) for path in list(decided["limits"]) if path.startswith("latency")}  # never the same twice
+    evidence.keep(found, out / "gate")
+    (out / "gate" / "decision.json").write_text(json.dumps(decided, indent=1, sort_keys=True))
     version = models.release(
         name=config.model_name,
         checkpoint=_path(job, "model"),
         run_id=run_id,
-        identity=job.inputs["model"].identity,
-        scores=scores,
-        promote=decided["action"] == "promote",
-        tags={"modelyard.reason": decided["reason"], "modelyard.recipe_hash": job.run.recipe_hash, "modelyard.recipe": job.run.recipe_name},
+        identity=identity,
+        scores={suite: {name: score[name] for name in ("metric", "score", "stderr", "items") if name in score} for suite, score in found.scores.items()},
+        action=decided["action"],
+        tags={
+            "modelyard.reason": decided["reason"][: models.LONGEST_TAG],
+            "modelyard.recipe_hash": job.run.recipe_hash,
+            "modelyard.recipe": job.run.recipe_name,
+            "modelyard.champion_before": decided["champion_before"] or "none",
+        },
+        evidence=out / "gate",
     )
     figures = {
         "model": config.model_name,
@@ -253,7 +324,7 @@ def _release(job: Job, out: Path, run_id: str) -> Outcome:
         **decided,
     }
     (out / "release.json").write_text(json.dumps(figures, indent=2, sort_keys=True))
-    return Outcome(figures=figures)
+    return Outcome(figures=figures, execution=timed)
 
 
 TRAINING = ("pretrain", "sft", *SCORERS, "dpo")  # what several processes can do together; a policy samples in one
@@ -264,7 +335,9 @@ RUN: dict[str, Callable[[Job, Path, str], Outcome]] = {
     **dict.fromkeys(SCORERS, _reward),
     **dict.fromkeys(("ppo", "grpo", "dpo", "best_of_n"), _align),
     "feedback": _feedback,
+    "rate": _rate,
     "evaluate": _evaluate,
+    "noise": _noise,
     "release": _release,
 }
 
@@ -278,7 +351,9 @@ WORKS_WITH = {
     "dpo": "components.training.dpo",
     "best_of_n": "components.training.best_of_n",
     "feedback": "components.feedback.feedback",
+    "rate": "components.evaluation.rate",
     "evaluate": "components.evaluation.harness",
+    "noise": "components.evaluation.harness",
     "release": "components.registry.models",
 }
 
@@ -296,12 +371,12 @@ def _path(job: Job, name: str) -> Path:
 
 
 def _check_inputs(job: Job) -> None:
-    """A corrupted checkpoint must not train on: every input made by a stage is hashed against its record. `weights`, and models for feedback, come from anywhere; their identity is their hash."""
+    """A corrupted checkpoint must not train on: every input made by a stage is hashed against its record. `weights`, and models for feedback and rating, come from anywhere; their identity is their hash."""
     for name, part in job.inputs.items():
         folder = Path(part.path)
         if not folder.exists():
             raise BadInput(f"{job.stage}: its input `{name}` ({folder}) does not exist, so there is nothing to start from. Run the earlier stages: modelyard run RECIPE")
-        if name != "weights" and job.stage != "feedback" and (folder / "record.json").exists() and (damage := Record.read(folder).damage()):
+        if name != "weights" and job.stage not in ("feedback", "rate") and (folder / "record.json").exists() and (damage := Record.read(folder).damage()):
             raise BadInput(
                 f"{job.stage}: its input `{name}` is damaged: in {folder}, {damage}. Training on it would give another model than the record says. "
                 "Run the recipe again with `modelyard run`: the damaged stage is redone"

@@ -5,6 +5,7 @@ Nothing heavy is imported at the door; each command imports what it needs.
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from components.schema.feedback import FeedbackConfig
+    from components.schema.gate import GateConfig
     from flows.screen import Screen
 
 app = typer.Typer(
@@ -36,6 +38,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="The data and its versions: what DVC holds.")
 app.add_typer(data_app, name="data")
+gate_app = typer.Typer(no_args_is_help=True, help="What decides about a release: try a policy, size the suites for it, measure the noise.")
+app.add_typer(gate_app, name="gate")
 
 RecipePath = Annotated[Path, typer.Argument(help="Recipe file, such as recipes/tiny.yaml.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=value", help="Override one value of the recipe; may be given many times.")]
@@ -103,6 +107,22 @@ def show(
 
 
 @app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Two or more: models:/NAME@ALIAS, models:/NAME/VERSION, a recipe's file, a run, or a stage's folder; NAME#base asks for another model of that evaluation.")],
+    items: Annotated[int, typer.Option(help="Items won, and as many lost, shown on the page by suite and model.")] = 20,
+    noise: Annotated[Path | None, typer.Option(help="Noise floor (modelyard gate noise) that widens the intervals.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; under .modelyard/comparisons unless told.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of tables.")] = False,
+) -> None:
+    """Compare evaluated models with the first one: intervals, items won and lost, and what changed in options, data and code."""
+    with errors_told():
+        root()
+        from flows.compare import compare as compare_named
+
+        compare_named(models, _console(), out, items, noise, as_json)
+
+
+@app.command()
 def chat(
     model: Annotated[str, typer.Argument(help="models:/modelyard@champion, models:/modelyard/3, or a checkpoint's folder.")],
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 96,
@@ -130,11 +150,112 @@ def feedback(
 
 
 @app.command()
+def rate(
+    config: Annotated[Path, typer.Argument(help="Rating file, such as recipes/rating/tiny.yaml.")],
+    sets: Sets = None,
+    threads: Threads = 0,
+) -> None:
+    """Rate models by whose answers a reward model, a judge or people find better."""
+    with errors_told():
+        from components.schema.rating import RatingConfig
+
+        asked = RatingConfig.load(config, sets or [])
+        root()
+        console = _console()
+        with _flows(console) as (_, screen):
+            from flows.rate import rate_models
+
+            record = rate_models(asked, Run(recipe_name=asked.name, seed=asked.seed, resources=Resources(threads=threads)))
+        found = screen.results["rate"]["verdict"]
+        console.print(f"rate: {found.action}: {found.reason}", highlight=False)
+        print(f"{(record.folder / 'report.md').read_text()}\nEvery comparison: {record.folder / 'verdicts.jsonl'}" if "ratings" in record.figures else f"Sheet to fill in: {record.folder / 'sheet.jsonl'}")
+
+
+@app.command()
 def doctor() -> None:
     """Check this machine and installation; say what is wrong and how to mend it."""
     from flows.doctor import examine
 
     raise typer.Exit(0 if examine() else 1)
+
+
+@app.command()
+def approve(
+    model: Annotated[str, typer.Argument(help="A version that waits for a person, such as models:/modelyard/3.")],
+    why: Annotated[str, typer.Option(help="Your reason; kept with the version.")] = "",
+    anyway: Annotated[bool, typer.Option("--anyway", help="Although the champion is another one by now than the gate compared with.")] = False,
+) -> None:
+    """Make a version champion about which the gate asked a person."""
+    with errors_told():
+        from components.registry import models
+
+        print(models.settle(model, True, getpass.getuser(), why, anyway))
+
+
+@app.command()
+def reject(
+    model: Annotated[str, typer.Argument(help="A version that waits for a person, such as models:/modelyard/3.")],
+    why: Annotated[str, typer.Option(help="Your reason; kept with the version.")] = "",
+) -> None:
+    """Leave the champion where it is; the version stays registered."""
+    with errors_told():
+        from components.registry import models
+
+        print(models.settle(model, False, getpass.getuser(), why))
+
+
+@gate_app.command("decide")
+def gate_decide(
+    challenger: Annotated[str, typer.Argument(help="An evaluate stage's folder, or models:/NAME@ALIAS.")],
+    champion: Annotated[str | None, typer.Option(help="The same of the champion; none = as the first release.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Policy file, such as recipes/policies/default.yaml.")] = None,
+    noise: Annotated[Path | None, typer.Option(help="Noise floor, as `modelyard gate noise` wrote it.")] = None,
+    role: Annotated[str | None, typer.Option(help="base, chat or policy; the last model of the line unless told.")] = None,
+) -> None:
+    """Say what a policy would decide about two evaluations, and why. Nothing is registered."""
+    with errors_told():
+        from flows.gate import show_decision
+
+        show_decision(challenger, champion, _gate(policy, noise), role, _console())
+
+
+@gate_app.command("power")
+def gate_power(
+    policy: Annotated[Path | None, typer.Option(help="Policy file; the default policy unless told.")] = None,
+    suite: Annotated[list[str] | None, typer.Option(metavar="NAME=ITEMS[:SCORE[:DISAGREEMENT]]", help="A suite; may be given many times.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Take the suites of this evaluate stage's folder.")] = None,
+    disagreement: Annotated[float, typer.Option(help="Share of the items that one model has right and the other wrong.")] = 0.2,
+    only: Annotated[str | None, typer.Option(help="Change this suite alone.")] = None,
+    trials: Annotated[int, typer.Option(help="Simulated evaluations for each true change.")] = 500,
+    picture: Annotated[Path | None, typer.Option(help="Draw the power by gain and items to this SVG.")] = None,
+) -> None:
+    """Say how often the gate promotes better, unchanged and worse models, by simulation."""
+    with errors_told():
+        from flows.gate import shapes, show_power
+
+        chosen = _gate(policy, None).policy
+        if suite or report or not picture:
+            show_power(chosen, shapes(suite or [], report, disagreement), trials, only, _console())
+        if picture:
+            from components.evaluation.power import draw
+
+            draw(chosen, picture, disagreement=disagreement, trials=trials)
+            print(f"Power by gain and items: {picture}")
+
+
+@gate_app.command("noise")
+def gate_noise(
+    recipe: RecipePath,
+    sets: Sets = None,
+    retrained: Annotated[list[str] | None, typer.Option(help="A model of the same recipe with another seed (folder or models:/...); its noise then counts too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the floor is kept; recipes/noise/NAME.json unless told.")] = None,
+    threads: Threads = 0,
+) -> None:
+    """Evaluate the recipe's last model again and again: how far its scores move by themselves."""
+    with errors_told():
+        resolved = _load(recipe, sets)
+        root()
+        _measure_noise(resolved, retrained or [], out or Path(f"recipes/noise/{resolved.name}.json"), Resources(threads=threads))
 
 
 @data_app.command("repro")
@@ -320,6 +441,44 @@ def _gather(config: FeedbackConfig, resources: Resources) -> None:
     figures = record.figures
     print(f"{figures['pairs']} pairs of {figures['prompts']} prompts in {folder}, of which {folder}.dvc is the version. What was left out and why: {folder}/report.md")
     print(f"Next: in a recipe, data.preferences: [{{kind: files, path: {folder}/preferences}}]; and git add {folder}.dvc")
+
+
+def _measure_noise(recipe: Recipe, retrained: list[str], out: Path, resources: Resources) -> None:
+    """The noise floor of what the recipe releases, kept where a recipe can name it."""
+    import shutil
+
+    from components.registry.weights import locate
+    from components.schema.gate import NoiseConfig
+
+    if not recipe.evals:
+        raise BadInput(f"noise: {recipe.name} has no section `evals`, so there is nothing to measure. Add it")
+    stale, dataset = _data_plan(recipe, resources)
+    if dataset is None:
+        raise BadInput(f"noise: its data is not current ({', '.join(stale)}), so it has nothing to read. Run first: modelyard stage data RECIPE")
+    released = _line(recipe, dataset, Run(seed=recipe.seed, resources=resources))["release"]
+    model, role = released.inputs["model"], released.config["role"]
+    if not (Path(model.path) / "record.json").exists():
+        raise BadInput(f"noise: the recipe's last model ({model.path}) is not there yet, so nothing can be measured. Run first: modelyard run RECIPE")
+    others = tuple(locate(name) for name in retrained)
+    console = _console()
+    with _flows(console) as (_, screen):
+        from flows.noise import measure_noise
+
+        record = measure_noise(NoiseConfig(), recipe.evals, model, role, dataset, Run(recipe_name=recipe.name, recipe_hash=_hash(recipe), seed=recipe.seed, resources=resources), others)
+    found = screen.results["noise"]["verdict"]
+    console.print(f"noise: {found.action}: {found.reason}", highlight=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(record.folder / "noise.json", out)
+    for suite, spread in record.figures["suites"].items():
+        print(f"{suite}: standard deviation {spread['spread']:.4f} over {len(spread['scores'])} evaluations; {spread['flips']:.1%} of the items moved")
+    print(f"Next: in the recipe, gate.noise: {out}")
+
+
+def _gate(policy: Path | None, noise: Path | None) -> GateConfig:
+    """The gate's configuration from files. Errors: BadInput."""
+    from components.schema.gate import GateConfig, NoiseFloor, Policy
+
+    return GateConfig(policy=Policy.load(policy) if policy else Policy(), noise=NoiseFloor.load(noise) if noise else None)
 
 
 @contextmanager

@@ -53,9 +53,13 @@ def scores_card(record: Record) -> Record:
 def release_card(record: Record) -> Record:
     """What the gate decided and why."""
     f = record.figures
-    create_markdown_artifact(markdown=f"# {f['uri']}: {f['action']}\n\n{f['reason']}", key="release", description="The gate's decision")
+    waits = f"\n\nIt waits for a person: `modelyard approve {f['uri']}` or `modelyard reject {f['uri']}`" if f["action"] == "ask" else ""
+    rows = [" | ".join(["", c["suite"], *(_shown(c[name]) for name in ("champion", "challenger", "difference", "low", "high", "margin", "items")), c["verdict"], ""]) for c in f["comparisons"]]
+    head = "| suite | champion | challenger | difference | low | high | margin | items | verdict |\n|" + " --- |" * 9
+    table = "\n".join(["\n", head, *(row.strip() for row in rows)]) if rows else ""
+    create_markdown_artifact(markdown=f"# {f['uri']}: {f['action']}\n\n{f['reason']}{waits}{table}", key="release", description="The gate's decision")
     return record
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -105,6 +105,8 @@ def _measure_line(record: Record) -> str:
         return "  ".join(f"{suite} {s['score']:.2f}" for suite, s in last.items())
     if record.stage == "feedback":
         return f"{record.figures['pairs']:,} pairs of {record.figures['prompts']:,} prompts"
+    if record.stage == "rate":
+        return "  ".join(f"{name} {r['rating']:+.2f}" for name, r in record.figures.get("ratings", {}).items())
     if record.stage == "release":
         return f"{record.figures['uri']} {record.figures['action']}"
     return f"{record.figures['tokens'].get('train_tokens', 0):,} tokens, {record.figures['chats'].get('train', 0):,} chats"
@@ -174,6 +176,8 @@ def _where(summary: dict[str, Any]) -> Text:
     if release:
         out.append("\nThe gate: ", style="bold")
         out.append(release["reason"] + "\n")
+        if release["action"] == "ask":
+            out.append(f"It waits for your word: modelyard approve {release['uri']}, or modelyard reject {release['uri']}\n")
     out.append("\nWhere to look\n", style="bold")
     out.append(f"  this report again   modelyard show {summary['run']}\n")
     out.append("  runs and curves     mlflow ui --backend-store-uri " + summary["mlflow"] + "\n")

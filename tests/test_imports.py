@@ -23,7 +23,7 @@ MAY = {
     "components/registry": {"components.schema", "components.registry", "mlflow"},
     "components/serving": {"components.schema", "components.models", "components.registry", "components.serving", "torch", "transformers"},
     "components/launch.py": {"components.schema"},
-    "flows": {"prefect", "components.schema", "components.launch", "components.registry", "flows"},
+    "flows": {"prefect", "components.schema", "components.launch", "components.registry", "components.evaluation.comparison", *(f"components.evaluation.{name}" for name in ("evidence", "gate", "power")), "flows"},
 }
 
 

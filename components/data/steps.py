@@ -24,6 +24,7 @@ MODULES = {
     "documents": "documents",
     "chats": "dialogue.chats",
     "preferences": "dialogue.preferences",
+    "overlap": "decontamination.exposure",
     "tokenizer": "tokenizing.tokenizer",
     "tokens": "tokenizing.pack",
     "mix": "tokenizing.mix",

@@ -1,8 +1,9 @@
-"""The `code_eval` metric of lm-eval's humaneval, with our sandbox under it.
+"""The `code_eval` metric of lm-eval's humaneval, mbpp and their kin, with our sandbox under it.
 
-The official task calls `evaluate.load("code_eval")`, which fetches a script from the hub and runs model-written code in a
+The official tasks call `evaluate.load("code_eval")`, which fetches a script from the hub and runs model-written code in a
 bare subprocess. Inside `sandboxed_code_eval()` that one name gives a metric of ours with the same arguments and result:
-pass@k by the unbiased estimator of Chen et al. 2021 (arXiv:2107.03374).
+pass@k by the unbiased estimator of Chen et al. 2021 (arXiv:2107.03374). The tests run in a process of their own (sandbox.py), so an answer
+that patches the checker, or that says it equals everything, does not pass here.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from typing import Any
 import evaluate
 
 from components.evaluation.sandbox import Verdict, run_code, run_codes
-
-OFFICIAL_MODULE = "lm_eval.tasks.humaneval"
+from components.schema.programs import joined
 
 
 class SandboxedCodeEval:
@@ -50,7 +50,7 @@ class SandboxedCodeEval:
 
 def program_of(candidate: str, reference: str) -> str:
     """The program that decides: the candidate, then the tests."""
-    return f"{candidate}\n{reference}"
+    return joined(candidate, reference)
 
 
 def pass_at(k: int, runs: int, passed: int) -> float:
@@ -62,7 +62,7 @@ def pass_at(k: int, runs: int, passed: int) -> float:
 def sandboxed_code_eval() -> Iterator[SandboxedCodeEval]:
     """While this is open, tasks that load `code_eval` get ours; afterwards everything is as it was.
 
-    The official module keeps the metric it got when it was imported, so it is imported anew on both sides.
+    A task's module keeps the metric it got when it was imported, so such modules are imported anew on both sides.
     """
     metric = SandboxedCodeEval()
     official_load, allowed = evaluate.load, os.environ.get("HF_ALLOW_CODE_EVAL")
@@ -70,20 +70,21 @@ def sandboxed_code_eval() -> Iterator[SandboxedCodeEval]:
     def load(path: str, *args: Any, **kwargs: Any) -> Any:
         return metric if path == "code_eval" else official_load(path, *args, **kwargs)
 
-    _forget_official_module()
+    _forget_task_modules()
     evaluate.load = load
     os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     try:
         yield metric
     finally:
         evaluate.load = official_load
-        _forget_official_module()
+        _forget_task_modules()
         if allowed is None:
             del os.environ["HF_ALLOW_CODE_EVAL"]
         else:
             os.environ["HF_ALLOW_CODE_EVAL"] = allowed
 
 
-def _forget_official_module() -> None:
-    for name in [name for name in sys.modules if name.startswith(OFFICIAL_MODULE)]:
+def _forget_task_modules() -> None:
+    """lm-eval marks what it imported for a task by __mtime__."""
+    for name in [name for name, module in sys.modules.items() if "__mtime__" in getattr(module, "__dict__", {})]:
         del sys.modules[name]

@@ -10,15 +10,17 @@ shares by no more than rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from components.models.decoding import decoder_for, pad_left
 
 __all__ = ["generate", "pad_left", "until_stop"]
+
+HasEnded = Callable[[Tensor], Tensor]  # answers so far, (n, t) -> which of them are complete, (n,) bool
 
 
 def generate(
@@ -31,8 +33,9 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     batch_size: int = 64,
+    has_ended: HasEnded | None = None,
 ) -> list[list[int]]:
-    """The tokens that follow each prompt, up to and with the first stop token; `temperature=0` is greedy."""
+    """The tokens that follow each prompt, up to and with the first stop token; `temperature=0` is greedy. `has_ended`: what else ends an answer, such as a string in it."""
     answers: list[list[int]] = [[] for _ in prompts]
     chances = torch.rand((len(prompts), max_new_tokens), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) if temperature > 0 else None
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))  # little padding, and equal prompts are neighbours
@@ -43,37 +46,43 @@ def generate(
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 pick = _Pick(temperature, None if chances is None else chances[rows].to(model.device))
-                for i, answer in zip(rows, _continue(model, [prompts[i] for i in rows], list(stop_ids), pad_id, max_new_tokens, pick), strict=True):
+                for i, answer in zip(rows, _continue(model, [prompts[i] for i in rows], list(stop_ids), pad_id, max_new_tokens, pick, has_ended), strict=True):
                     answers[i] = answer
     finally:
         model.train(was_training)
     return answers
 
 
-def _continue(model: PreTrainedModel, prompts: list[Sequence[int]], stop_ids: list[int], pad_id: int, max_new_tokens: int, pick: _Pick) -> list[list[int]]:
+def _continue(
+    model: PreTrainedModel, prompts: list[Sequence[int]], stop_ids: list[int], pad_id: int, max_new_tokens: int, pick: _Pick, has_ended: HasEnded | None
+) -> list[list[int]]:
     distinct = {tuple(prompt): None for prompt in prompts}
     place = {prompt: k for k, prompt in enumerate(distinct)}
     decoder = decoder_for(model, list(distinct), torch.tensor([place[tuple(prompt)] for prompt in prompts]), pad_id, max_new_tokens)
     if decoder is None:
-        return _of_one_length(model, prompts, stop_ids, pad_id, max_new_tokens, pick)
+        return _of_one_length(model, prompts, stop_ids, pad_id, max_new_tokens, pick, has_ended)
     logits, device = decoder.logits, model.device
-    stops = torch.tensor(stop_ids, device=device)
+    stops = torch.tensor(stop_ids, device=device, dtype=torch.long)
     new = torch.full((len(prompts), max_new_tokens), pad_id, device=device)  # (B, max_new_tokens)
+    lengths = torch.full((len(prompts),), max_new_tokens, device=device)  # (B,)
     live = torch.arange(len(prompts), device=device)  # (n,) which rows are still in the batch
     for step in range(max_new_tokens):
         tokens = pick(logits, live, step)  # (n,)
         new[live, step] = tokens
         goes_on = torch.isin(tokens, stops, invert=True)
+        if has_ended:
+            goes_on &= ~has_ended(new[live, : step + 1])
         if step + 1 == max_new_tokens:
             break
         if not goes_on.all():
+            lengths[live[~goes_on]] = step + 1
             kept = close_ranks(goes_on)
             if not len(kept):
                 break
             decoder.keep(kept)
             live, tokens = live[kept], tokens[kept]
         logits = decoder.step(tokens)
-    return [until_stop(row, stop_ids) for row in new.tolist()]
+    return [until_stop(row[:length], stop_ids) for row, length in zip(new.tolist(), lengths.tolist(), strict=True)]
 
 
 def close_ranks(stay: Tensor) -> Tensor:
@@ -109,17 +118,32 @@ def until_stop(ids: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
 # ---------------------------------------------------------------- models that must not see padding
 
 
-def _of_one_length(model: PreTrainedModel, prompts: list[Sequence[int]], stop_ids: list[int], pad_id: int, max_new_tokens: int, pick: _Pick) -> list[list[int]]:
+def _of_one_length(
+    model: PreTrainedModel, prompts: list[Sequence[int]], stop_ids: list[int], pad_id: int, max_new_tokens: int, pick: _Pick, has_ended: HasEnded | None
+) -> list[list[int]]:
     """transformers' own `generate`, prompts of one length at a time; one prompt at a time where the model mixes up the rows of a batch."""
     answers: list[list[int]] = [[] for _ in prompts]
-    config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad_id, do_sample=False)
+    config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stop_ids or None, pad_token_id=pad_id, do_sample=False)
     for rows in _like_rows(prompts) if _keeps_rows_apart(model) else [[i] for i in range(len(prompts))]:
         ids = torch.tensor([list(prompts[i]) for i in rows], device=model.device)
         chooser = _Chooser(pick, torch.tensor(rows, device=model.device), ids.shape[1])
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, logits_processor=LogitsProcessorList([chooser]))
+        ends = StoppingCriteriaList([_Ended(has_ended, ids.shape[1])] if has_ended else [])
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), generation_config=config, logits_processor=LogitsProcessorList([chooser]), stopping_criteria=ends
+        )
         for i, row in zip(rows, out[:, ids.shape[1] :].tolist(), strict=True):
             answers[i] = until_stop(row, stop_ids)
     return answers
+
+
+class _Ended(StoppingCriteria):
+    """`has_ended` as transformers asks it: the rows that have ended are padded while others go on."""
+
+    def __init__(self, has_ended: HasEnded, prompt: int) -> None:
+        self.has_ended, self.prompt = has_ended, prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        return self.has_ended(input_ids[:, self.prompt :])
 
 
 def _like_rows(prompts: Sequence[Sequence[int]]) -> list[list[int]]:

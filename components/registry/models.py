@@ -1,8 +1,9 @@
 """Released models in MLflow's registry: versions, the two aliases, and the folder behind a name.
 
 `challenger` is the version registered last, `champion` the one that passed the gate last. A version carries what decided
-about it as tags: identity, scores, the gate's reason. A version is registered once for each identity: a release that was
-killed halfway and is run again finds what it had done.
+about it as tags: identity, scores, the gate's reason; what each item scored stands with its run. A version is registered once
+for each identity: a release that was killed halfway and is run again finds what it had done. Where the gate asks a person, the
+version waits: `settle` makes it champion, or leaves it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from components.registry.store import answering, client, experiment_id, locked, store_uri
-from components.registry.tracking import log_inputs
+from components.registry.tracking import log_folder, log_inputs
 from components.schema.config import BadInput
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 IDENTITY, SCORES = "modelyard.identity", "modelyard.scores"
+ACTION, BEFORE, EVIDENCE = "modelyard.action", "modelyard.champion_before", "modelyard.evidence_run"
 LONGEST_TAG = 5000
 CHAMPION, CHALLENGER = "champion", "challenger"
 
@@ -32,17 +35,25 @@ def release(
     run_id: str,
     identity: str,
     scores: Mapping[str, Any],
-    promote: bool,
+    action: Literal["promote", "hold", "ask"],
     tags: Mapping[str, str] | None = None,
     inputs: Mapping[str, tuple[str | Path, str]] | None = None,
+    evidence: Path | None = None,
 ) -> str:
-    """Register a checkpoint as challenger, and make it champion where the gate said so. Returns its version."""
+    """Register a checkpoint as challenger, and make it champion where the gate said so. Returns its version.
+
+    `evidence`: a folder that goes with the version, for its challengers to be compared with; scores too many for a tag stand there alone.
+    """
     text = json.dumps(scores, sort_keys=True)
-    version = register(name, checkpoint, run_id, {**(tags or {}), IDENTITY: identity, SCORES: text}, inputs)
+    tags = {**(tags or {}), IDENTITY: identity, SCORES: text if evidence is None or len(text) <= LONGEST_TAG else "{}"}
+    if evidence is not None:
+        log_folder(run_id, evidence, "gate")
+        tags[EVIDENCE] = run_id
+    version = register(name, checkpoint, run_id, tags, inputs)
     set_alias(name, CHALLENGER, version)
-    if promote:
+    if action == "promote":
         set_alias(name, CHAMPION, version)
-    client().set_model_version_tag(name, version, "modelyard.action", "promote" if promote else "hold")
+    client().set_model_version_tag(name, version, ACTION, action)
     return version
 
 
@@ -82,8 +93,67 @@ def champion(name: str) -> dict[str, Any] | None:
     return {"version": str(found.version), "identity": found.tags.get(IDENTITY), "scores": json.loads(found.tags.get(SCORES, "{}"))}
 
 
+def evidence(name: str, version: str) -> Path | None:
+    """The folder that was released with a version, downloaded where the store is remote; None where there is none, or none any more."""
+    found = _version_numbered(name, version)
+    run_id = found and found.tags.get(EVIDENCE)
+    if not run_id:
+        return None
+    with answering(store_uri()):
+        if not client().list_artifacts(run_id, "gate"):
+            return None
+        from mlflow.artifacts import download_artifacts
+
+        return Path(download_artifacts(run_id=run_id, artifact_path="gate", tracking_uri=store_uri()))
+
+
+def settle(uri: str, approved: bool, who: str, why: str = "", anyway: bool = False) -> str:
+    """A person's word on a version that waits: champion from now on, or held for good. Gives what was done, in a sentence.
+
+    Errors: BadInput where nothing waits there, or, unless `anyway`, where the champion is another one by now than the gate compared with.
+    """
+    found = _version_called(uri)
+    name, version, action = found.name, str(found.version), found.tags.get(ACTION)
+    if action != "ask":
+        waiting = [f"models:/{v.name}/{v.version}" for v in _versions(name) if v.tags.get(ACTION) == "ask"]
+        was = {"promote": "was promoted already", "hold": "is held"}.get(action or "", "never came to the gate")
+        raise BadInput(f"registry: models:/{name}/{version} {was}, so there is nothing to settle. Waiting: {', '.join(waiting) or 'none'}")
+    now, before = _version_at(name, CHAMPION), found.tags.get(BEFORE) or "none"
+    champion_now = str(now.version) if now else "none"
+    if approved and not anyway and champion_now not in (before, version):
+        raise BadInput(
+            f"registry: the gate compared models:/{name}/{version} with champion {before}, and by now the champion is {champion_now}: nobody has compared these two. "
+            f"Compare them (modelyard compare models:/{name}@champion models:/{name}/{version}), then approve with --anyway"
+        )
+    if approved:
+        set_alias(name, CHAMPION, version)
+    settled = {"modelyard.settled_by": who, "modelyard.settled_why": why[:LONGEST_TAG], "modelyard.settled_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    for key, value in {**settled, ACTION: "promote" if approved else "hold"}.items():  # the action last: it is what says that this is done
+        client().set_model_version_tag(name, version, key, value)
+    return f"models:/{name}/{version} is the champion now; before it was {before}" if approved else f"models:/{name}/{version} is held; the champion stays {champion_now}"
+
+
 def fetch(uri: str) -> Path:
     """The folder of `models:/name@alias` or `models:/name/3`, downloaded where the store is remote. Errors: BadInput, naming what there is."""
+    found = _version_called(uri)
+    from mlflow.artifacts import download_artifacts
+
+    return Path(download_artifacts(artifact_uri=client().get_model_version_download_uri(found.name, found.version), tracking_uri=store_uri()))
+
+
+def look_up(uri: str) -> tuple[str, str, dict[str, str]]:
+    """(name, version, tags) of `models:/name@alias` or `models:/name/3`. Errors: BadInput, naming what there is."""
+    found = _version_called(uri)
+    return found.name, str(found.version), dict(found.tags)
+
+
+def name_and_version(uri: str) -> tuple[str, str]:
+    """Which model and version `models:/name@alias` or `models:/name/3` is. Errors: BadInput, naming what there is."""
+    found = _version_called(uri)
+    return found.name, str(found.version)
+
+
+def _version_called(uri: str) -> ModelVersion:
     parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if parts is None:
         raise BadInput(f"registry: {uri!r} names no model, so nothing can be loaded. Write models:/NAME@ALIAS or models:/NAME/VERSION; {_what_there_is()}")
@@ -91,9 +161,7 @@ def fetch(uri: str) -> Path:
     found = _version_at(name, alias) if alias else _version_numbered(name, number)
     if found is None:
         raise BadInput(f"registry: {uri} does not exist, so nothing can be loaded. {_what_there_is(name)}")
-    from mlflow.artifacts import download_artifacts
-
-    return Path(download_artifacts(artifact_uri=client().get_model_version_download_uri(name, found.version), tracking_uri=store_uri()))
+    return found
 
 
 def _ready_model(name: str, identity: str, checkpoint: Path, run_id: str, experiment: str) -> LoggedModel:

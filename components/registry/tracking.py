@@ -16,14 +16,17 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from components.registry.lineage import lineage
 from components.registry.metrics import MetricSink
 from components.registry.store import answering, client, experiment_id, locked, prepare, store_uri
 from components.schema.records import Record
 
-__all__ = ["MetricSink", "artifact_link", "close_stage", "lineage", "log_folder", "log_inputs", "open_pipeline", "open_stage", "prepare", "store_uri"]
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+__all__ = ["MetricSink", "artifact_link", "attach", "close_stage", "lineage", "lineage_of", "log_folder", "log_inputs", "open_pipeline", "open_stage", "prepare", "store_uri"]
 
 LONGEST_PARAM, LONGEST_TAG = 6000, 5000  # MLflow refuses longer ones
 TAGGED_LINEAGE = ("python", "cpu", "cores", "threads", "platform", "recipe", "recipe_hash", "seed", "git_commit")
@@ -90,6 +93,30 @@ def log_folder(run_id: str, folder: Path, name: str) -> None:
     client().log_artifacts(run_id, str(folder), name)
 
 
+def lineage_of(run_id: str) -> dict[str, Any]:
+    """What `open_pipeline` kept of the code behind a stage's run: git_commit, uncommitted_changes, python, packages. Empty where the store has no such run, or no pipeline made it."""
+    found = _run(run_id)
+    parent = _run(found.data.tags.get("mlflow.parentRunId", "")) if found else None
+    if parent is None or "modelyard.starts" not in parent.data.tags:
+        return {}
+    tags = parent.data.tags
+    kept = json.loads(Path(client().download_artifacts(parent.info.run_id, f"lineage/{tags['modelyard.starts']}/lineage.json")).read_text())
+    return {
+        "git_commit": kept.get("git_commit"),
+        "uncommitted_changes": tags.get("modelyard.uncommitted_changes") == "true",
+        "python": kept.get("python"),
+        "packages": kept.get("packages", {}),
+    }
+
+
+def attach(run_id: str, folder: Path, name: str) -> bool:
+    """`log_folder` for a run that may be another store's; False where this one has no such run."""
+    if _run(run_id) is None:
+        return False
+    log_folder(run_id, folder, name)
+    return True
+
+
 def artifact_link(run_id: str, name: str) -> str | None:
     """Where a browser finds a run's artifact; None where MLflow is a file that no server shows."""
     if not store_uri().startswith(("http://", "https://")):
@@ -105,6 +132,19 @@ def flatten(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from flatten(value, name + "/")
         elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             yield name, float(value)
+
+
+def _run(run_id: str) -> Run | None:
+    """A run, or None where the store has none of this id."""
+    from mlflow.exceptions import MlflowException
+
+    with answering(store_uri()):
+        try:
+            return client().get_run(run_id) if run_id else None
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
 
 
 def _find_or_create(tag: str, value: str, kind: str, name: str, tags: dict[str, str]) -> str:

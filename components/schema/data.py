@@ -13,8 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from components.schema.config import Config, Fraction, Name
 
 MiniSuite = Literal["mini_gsm8k", "mini_mmlu", "mini_humaneval"]
-OfficialSuite = Literal["gsm8k", "mmlu", "humaneval"]
-Suite = Literal[MiniSuite, OfficialSuite]
+Suite = Annotated[str, Field(pattern=r"^[A-Za-z0-9][^\s/\\]*$", max_length=120)]  # mini_*, or any task, group or tag of lm-eval
 Domain = Name
 CURRICULUM = "curriculum"  # the domain of generated text: made clean, so only its copies and its contamination are looked at
 CODE = "code"  # the domain of source code: nothing in it is prose, so prose rules do not ask it
@@ -267,7 +266,7 @@ class DataConfig(Config):
     curriculum: CurriculumConfig | None = None
     """Add the generated curriculum to documents, chats, preferences and benchmarks."""
     benchmarks: tuple[Suite, ...] = ()
-    """Benchmarks whose data is snapshotted beside the training data: mini_* from the curriculum, the official ones from the hub."""
+    """Benchmarks whose data is snapshotted beside the training data: mini_* from the curriculum, any task of lm-eval by its name from the hub or its mirror."""
     collect: CollectConfig = CollectConfig()
     """Licences, opt-outs and sizes."""
     clean: CleanConfig = CleanConfig()

@@ -12,10 +12,10 @@ from typing import Any
 from components.schema.config import Config
 from components.schema.data import DataConfig
 from components.schema.evaluation import EvalConfig
-from components.schema.gate import GateConfig
+from components.schema.gate import GateConfig, NoiseConfig
 from components.schema.posttraining import AlignConfig, RewardConfig, SFTConfig
 from components.schema.recipe import Recipe, Resources
-from components.schema.records import Artifact, Dataset, folder_of, identity_of
+from components.schema.records import Artifact, Dataset, digest, file_md5, folder_of, identity_of
 from components.schema.training import ModelConfig, PretrainConfig
 
 LINE = ("data", "pretrain", "sft", "reward", "cost", "judge", "align", "evaluate", "release")
@@ -101,12 +101,20 @@ def align(config: AlignConfig, chat: Artifact, scorers: dict[str, Artifact], dat
 
 def evaluate(config: EvalConfig, models: dict[str, Artifact], dataset: Dataset, run: Run) -> Job:
     """`models` by role: base, chat, policy. All are measured in one process, so that before and after share every setting."""
+    own = {"definitions": _folder(Path(config.definitions))} if config.definitions else {}
     return Job(
         stage="evaluate",
         config=_plain(evals=config, seed=run.seed),
-        inputs={**models, "benchmarks": dataset.benchmarks, "tokens": dataset.tokens},
+        inputs={**models, "benchmarks": dataset.benchmarks, "tokens": dataset.tokens, "overlap": dataset.overlap, **own},
         run=run,
     )
+
+
+def noise(config: NoiseConfig, evals: EvalConfig, model: Artifact, role: str, dataset: Dataset, run: Run, retrained: tuple[Artifact, ...] = ()) -> Job:
+    """Beside the line: how far scores move while the model stays the same. `retrained`: models of the same recipe with other seeds."""
+    others = {f"retrained_{number:02d}": other for number, other in enumerate(retrained)}
+    asked = _plain(noise=config, evals=evals.model_copy(update={"probes": None}), seed=evals.fewshot_seed, role=role)
+    return Job(stage="noise", config=asked, inputs={"model": model, **others, "benchmarks": dataset.benchmarks, "tokens": dataset.tokens}, run=run)
 
 
 def release(config: GateConfig, models: dict[str, Artifact], report: Artifact, run: Run) -> Job:
@@ -139,6 +147,11 @@ def line(recipe: Recipe, dataset: Dataset, run: Run, weights: Artifact | None = 
         made["evaluate"] = evaluate(recipe.evals, models, dataset, run)
         made["release"] = release(recipe.gate, models, made["evaluate"].output, run)
     return made
+
+
+def _folder(path: Path) -> Artifact:
+    """A folder of a person's own, known by what is in it; one that is not there is told by the stage."""
+    return Artifact(path=str(path), identity=digest({str(file.relative_to(path)): file_md5(file) for file in sorted(path.rglob("*")) if file.is_file() and "__pycache__" not in file.parts}))
 
 
 def _plain(**parts: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from components.schema import presets
+from components.schema import catalogue, presets
 from components.schema.config import BadInput, Config, Name
 from components.schema.data import DataConfig, TokenizerConfig
 from components.schema.evaluation import EvalConfig
@@ -57,10 +57,12 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
         problems = []
-        if self.evals and (missing := [s for s in self.evals.suites if s not in self.data.benchmarks]):
+        if self.evals and not self.evals.definitions and (missing := [s for s in self.evals.suites if s not in self.data.benchmarks]):
             problems.append(f"evals.suites names {missing}, which data.benchmarks does not hold: they could not be measured. Add them to data.benchmarks")
+        own = Path(self.evals.definitions) if self.evals and self.evals.definitions else None
+        problems += catalogue.check(dict.fromkeys((*self.data.benchmarks, *(self.evals.suites if self.evals else ()))), own)
         for name, section in (("evals", self.evals), ("align", self.align)):
-            if (longest := getattr(section, "max_new_tokens", 0)) >= self.model.context_tokens:
+            if (longest := getattr(section, "max_new_tokens", None) or 0) >= self.model.context_tokens:
                 problems.append(f"{name}.max_new_tokens={longest} leaves no room for a prompt in model.context_tokens={self.model.context_tokens}. Lower it")
         if self.sft and not self.data.curriculum and not self.data.chats:
             problems.append("data has neither chats nor a curriculum: SFT would have nothing to learn from. Add a source under data.chats")

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from components.schema.config import BadInput
 from components.schema.posttraining import RewardTerm
+from components.schema.programs import joined
 from components.training.prompts import Question
 from components.training.rollouts import Rollout
 
@@ -169,12 +170,12 @@ def passed_shares(programs: Sequence[str], tests: Sequence[str | None], run_test
 
     What is no Python is not run, equal programs are run once, and only a program that fails as a whole is run test by test.
     """
-    wholes = [f"{code}\n\n{test}\n" if test and _parsed(code) is not None else None for code, test in zip(programs, tests, strict=True)]
+    wholes = [joined(code, f"{test}\n") if test and _parsed(code) is not None else None for code, test in zip(programs, tests, strict=True)]
     distinct = list(dict.fromkeys(whole for whole in wholes if whole))
     passed = dict(zip(distinct, run_tests(distinct), strict=True)) if distinct else {}
     shares = {whole: float(ok) for whole, ok in passed.items()}
     single = {
-        whole: [f"{code}\n\n{test}\n" for test in split_tests(given)]
+        whole: [joined(code, f"{test}\n") for test in split_tests(given)]
         for whole, code, given in zip(wholes, programs, tests, strict=True)
         if whole and not passed[whole] and len(split_tests(given)) > 1
     }

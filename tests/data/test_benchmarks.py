@@ -42,12 +42,12 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check_join(folder: Path, suites: tuple[str, ...], tmp_path: Path) -> None:
     """Every question that the evaluation asks is the item of that task and number, and there are no others."""
     from components.evaluation.code_eval import sandboxed_code_eval
-    from components.evaluation.harness import offline_and_quiet
+    from components.evaluation.harness import offline_and_quiet, templates_compiled_once
     from components.evaluation.suites import load_tasks
     from components.schema.evaluation import EvalConfig
 
     items = {(item.task, item.doc_id): item for item in benchmarks.items(folder)}
-    with offline_and_quiet(), sandboxed_code_eval():
+    with offline_and_quiet(), templates_compiled_once(), sandboxed_code_eval():
         for suite, loaded in load_tasks(suites, folder, EvalConfig(suites=suites), 0, tmp_path).items():
             for task in loaded["tasks"].values():
                 for doc_id, doc in enumerate(task.eval_docs):

@@ -19,7 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from components.evaluation import harness, suites
+from components.evaluation import harness, items, scores
 from components.evaluation.code_eval import SandboxedCodeEval, pass_at, program_of, sandboxed_code_eval
 from components.evaluation.harness import measure, offline_and_quiet, run, threads_for
 from components.evaluation.local_model import load_model
@@ -107,7 +107,7 @@ def test_the_standard_error_is_lm_evals_and_binomial_where_it_gives_none(world: 
     assert (score["score"], score["items"]) == (0.5, 4)  # one of two, in each of two subjects
     # By hand, lm-eval's pooled formula: each subject has sample variance 1/2; sqrt((1 * 1/2 + 1 * 1/2) / (4 - 2)) / sqrt(4)
     assert score["stderr"] == pytest.approx(math.sqrt(0.5) / 2)
-    assert harness._metric("acc,none", {"acc,none": 0.5, "acc_stderr,none": "N/A"}, 4)["stderr"] == pytest.approx(math.sqrt(0.25 / 4))
+    assert scores._metric("acc,none", {"acc,none": 0.5, "acc_stderr,none": "N/A"}, 4)["stderr"] == pytest.approx(math.sqrt(0.25 / 4))
 
 
 # ---------------------------------------------------------------- prompts
@@ -118,7 +118,8 @@ def test_a_mini_suite_asks_exactly_as_the_official_definition_does(world: World,
     """The official YAML is loaded by lm-eval alone, on the same questions."""
     with sandboxed_code_eval():
         mine = load(world, tmp_path, (suite,))[suite]["tasks"][suite]
-        data = {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": {"data_files": suites.data_files(suite, world.benchmarks)[suites.SUITES[suite].config]}}
+        files = {path.name.partition("-")[0]: str(path) for path in (world.benchmarks / "modelyard" / suite).rglob("*.parquet")}
+        data = {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
         (tmp_path / "theirs").mkdir()
         (tmp_path / "theirs/x.yaml").write_text(json.dumps({"include": str(OFFICIAL / official), **data}))
         (theirs,) = TaskManager(include_path=tmp_path / "theirs", include_defaults=False).load(Path(official).stem)["tasks"].values()
@@ -151,7 +152,7 @@ def test_mini_mmlu_asks_exactly_as_the_official_subject_does(tmp_path: Path, qui
 
 def test_chat_models_read_the_template_and_the_base_model_plain_text(world: World, tmp_path: Path) -> None:
     run(EvalConfig(suites=("mini_gsm8k", "mini_mmlu"), max_new_tokens=4, perplexity_sequences=1), {"base": world.model, "chat": world.model}, world.benchmarks, world.tokens, tmp_path, lambda event: None, 0)
-    first = {(role, suite): json.loads((tmp_path / f"items/{role}/{suite}.jsonl").read_text().splitlines()[0]) for role in ("base", "chat") for suite in ("mini_gsm8k", "mini_mmlu")}
+    first = {(role, suite): items.read(tmp_path / f"items/{role}/{suite}.parquet")[0] for role in ("base", "chat") for suite in ("mini_gsm8k", "mini_mmlu")}
     question = SUMS[4]["question"]
     assert first["base", "mini_gsm8k"]["prompt"] == f"Question: {question}\nAnswer:"
     assert first["chat", "mini_gsm8k"]["prompt"] == f"<|user|>Question: {question}\nAnswer:<|end|><|assistant|>"
@@ -164,7 +165,7 @@ def test_chat_models_read_the_template_and_the_base_model_plain_text(world: Worl
 def test_worked_examples_come_as_turns_of_their_own(world: World, tmp_path: Path) -> None:
     config = EvalConfig(suites=("mini_gsm8k",), fewshot={"mini_gsm8k": 1}, limit=1, max_new_tokens=4, perplexity_sequences=1)
     run(config, {"chat": world.model}, world.benchmarks, world.tokens, tmp_path, lambda event: None, 0)
-    prompt = json.loads((tmp_path / "items/chat/mini_gsm8k.jsonl").read_text())["prompt"]
+    prompt = items.read(tmp_path / "items/chat/mini_gsm8k.parquet")[0]["prompt"]
     example = prompt.split("<|end|><|user|>")[0]
     assert example in [f"<|user|>Question: {s['question']}\nAnswer:<|end|><|assistant|>{s['answer']}" for s in SUMS[:4]]
 
@@ -175,10 +176,10 @@ def test_worked_examples_come_as_turns_of_their_own(world: World, tmp_path: Path
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_choices_loglikelihood_equals_plain_transformers(world: World, tmp_path: Path, quiet: None, chat: bool) -> None:
     loaded = load(world, tmp_path, ("mini_mmlu",))["mini_mmlu"]
-    items = measure(load_model(world.model, batch_size=4), "mini_mmlu", loaded, chat=chat, limit=None, code_eval=SandboxedCodeEval())["items"]
+    rows = measure(load_model(world.model, batch_size=4), "mini_mmlu", loaded, chat=chat, limit=None, code_eval=SandboxedCodeEval())["items"]
     tokenizer, model = AutoTokenizer.from_pretrained(world.model), AutoModelForCausalLM.from_pretrained(world.model)
-    for item in (items[0], items[-1]):
-        for choice, measured in item["logprobs"].items():
+    for item in (rows[0], rows[-1]):
+        for choice, measured in zip(item["choices"], item["logprobs"], strict=True):
             context = tokenizer(item["prompt"], add_special_tokens=False).input_ids
             answer = tokenizer(choice if chat else " " + choice, add_special_tokens=False).input_ids
             with torch.no_grad():
@@ -263,7 +264,7 @@ def test_a_run_is_complete_deterministic_and_asks_nothing_of_the_network(world: 
     one = run(config, models, world.benchmarks, world.tokens, tmp_path / "1", events.append, 0)
     two = run(config, models, world.benchmarks, world.tokens, tmp_path / "2", lambda event: None, 0)
     assert one.figures == two.figures and one.samples == two.samples
-    files = sorted(p.relative_to(tmp_path / "1") for p in (tmp_path / "1/items").rglob("*.jsonl"))
+    files = sorted(p.relative_to(tmp_path / "1") for p in (tmp_path / "1/items").rglob("*.parquet"))
     assert len(files) == 9
     assert all((tmp_path / "1" / f).read_bytes() == (tmp_path / "2" / f).read_bytes() for f in files)
     assert len(one.samples) == 9 and one.samples[3].prompt.startswith("[chat] Question: Ann has")
@@ -304,8 +305,10 @@ def test_a_killed_run_goes_on_at_the_suite_where_it_died(world: World, tmp_path:
 @pytest.mark.parametrize(
     ("suite", "message"),
     [
-        ("gsm8k", "suite gsm8k reads .*openai/gsm8k, which lacks main/test, main/train: it cannot be measured. Add gsm8k to data.benchmarks"),
-        ("mmlu", "suite mmlu reads .*cais/mmlu, which lacks abstract_algebra/test, .* and 109 more"),
+        ("gsm8k", "suite gsm8k reads openai/gsm8k, configuration main, .*openai/gsm8k does not exist; MODELYARD_HUB_MIRROR is not set.*Add gsm8k to data.benchmarks"),
+        ("mmlu", "suite mmlu reads cais/mmlu, configuration abstract_algebra"),
+        ("no_such_task", "no task, group or tag of lm-eval is called no_such_task"),
+        ("cruxeval_input", "suite cruxeval_input runs what the model writes by code of its own .* where our sandbox does not reach"),
     ],
 )
 def test_absent_data_is_said_before_a_model_is_loaded(world: World, tmp_path: Path, suite: Any, message: str) -> None:

@@ -95,6 +95,26 @@ def test_show_prints_the_report_again(project: Project, first: dict[str, Any]) -
         assert word in shown
 
 
+def test_models_are_compared_by_name_and_the_page_stands_in_mlflow(project: Project, first: dict[str, Any]) -> None:
+    from mlflow.tracking import MlflowClient
+
+    numbers = json.loads(project.run("compare", f"{first['run']}#base", "models:/modelyard-tiny@champion", "--json").stdout)
+    assert numbers["labels"] == [f"{first['run']}#base", "models:/modelyard-tiny@champion"]
+    for suite, row in numbers["suites"].items():
+        scores = [first["scores"][role][suite]["score"] for role in ("base", "policy")]
+        assert [score["score"] for score in row["scores"]] == scores
+        assert row["against"][1]["items"] == row["scores"][0]["items"]  # item by item
+    assert "align.method" in numbers["changes"]["config"] and not numbers["changes"]["code"]
+    (page,) = (project.folder / ".modelyard" / "comparisons").glob("*/index.html")
+    run = json.loads(Path(first["stages"]["evaluate"]["record"]).read_text())["execution"]["mlflow_run_id"]
+    assert MlflowClient(first["mlflow"]).list_artifacts(run, f"comparisons/{page.parent.name}")
+
+
+def test_a_name_that_was_never_evaluated_is_refused_with_one_message(project: Project, first: dict[str, Any]) -> None:
+    done = project.run("compare", "latest", "nobody", code=2)
+    assert done.stderr.startswith("error: compare: 'nobody'") and first["run"] in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_the_released_model_answers_in_the_terminal(project: Project, first: dict[str, Any]) -> None:
     done = project.run("chat", "models:/modelyard-tiny@champion", "--max-new-tokens", "5", input="Tell me about the tide.\n")
     assert done.stdout.count("\n") >= 1 and "error" not in done.stderr

@@ -16,9 +16,10 @@ from components.schema.config import BadInput
 SCORES = {"mini_gsm8k": {"metric": "exact_match,strict-match", "score": 0.5, "stderr": 0.05}}
 
 
-def release(checkpoint: Path, identity: str, promote: bool = True, scores: dict[str, Any] = SCORES) -> str:
+def release(checkpoint: Path, identity: str, action: str = "promote", scores: dict[str, Any] = SCORES, evidence: Path | None = None, before: str = "none") -> str:
     run_id = open_stage(None, "release", identity, {}, {})
-    return models.release("tiny", checkpoint, run_id, identity, scores, promote, {"modelyard.reason": "because"}, {"policy": (checkpoint, identity)})
+    tags = {"modelyard.reason": "because", "modelyard.champion_before": before}
+    return models.release("tiny", checkpoint, run_id, identity, scores, action, tags, {"policy": (checkpoint, identity)}, evidence)
 
 
 def test_a_release_is_a_version_with_its_files_tags_and_run(home: Path, checkpoint: Path) -> None:
@@ -39,7 +40,7 @@ def test_a_release_is_a_version_with_its_files_tags_and_run(home: Path, checkpoi
 
 def test_a_held_challenger_leaves_the_champion_where_it_is(home: Path, checkpoint: Path) -> None:
     first = release(checkpoint, "1" * 32)
-    second = release(checkpoint, "2" * 32, promote=False)
+    second = release(checkpoint, "2" * 32, "hold")
     assert first != second and models.champion("tiny")["version"] == first
     assert str(client().get_model_version_by_alias("tiny", "challenger").version) == second
     assert client().get_model_version("tiny", second).tags["modelyard.action"] == "hold"
@@ -76,7 +77,7 @@ def test_a_release_killed_at_any_step_registers_once_when_run_again(home: Path, 
 def test_a_name_that_does_not_exist_is_answered_with_what_there_is(home: Path, checkpoint: Path) -> None:
     with pytest.raises(BadInput, match=r"models:/tiny@champion does not exist.*No model is registered yet: `modelyard run` registers one"):
         models.fetch("models:/tiny@champion")
-    release(checkpoint, "1" * 32, promote=False)
+    release(checkpoint, "1" * 32, "hold")
     with pytest.raises(BadInput, match=r"models:/tiny@champion does not exist.*There is: models:/tiny@challenger, models:/tiny/1$"):
         models.fetch("models:/tiny@champion")
     with pytest.raises(BadInput, match=r"models:/other/1 does not exist.*Registered models: tiny$"):
@@ -89,3 +90,62 @@ def test_a_tag_too_long_for_mlflow_is_refused_before_anything_is_registered(home
     with pytest.raises(BadInput, match=r"tag modelyard.scores of tiny has .* MLflow keeps 5000"):
         release(checkpoint, "1" * 32, scores={str(i): SCORES["mini_gsm8k"] for i in range(100)})
     assert client().search_registered_models() == []
+
+
+def test_what_decided_goes_with_a_version_and_comes_back(home: Path, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "gate"
+    folder.mkdir()
+    (folder / "evidence.json").write_text("{}")
+    version = release(checkpoint, "1" * 32, evidence=folder)
+    assert (models.evidence("tiny", version) / "evidence.json").read_text() == "{}"
+    many = {str(i): SCORES["mini_gsm8k"] for i in range(100)}
+    assert models.champion("tiny")["version"] == version and models.evidence("tiny", release(checkpoint, "4" * 32, scores=many, evidence=folder)) is not None
+    assert models.evidence("tiny", release(checkpoint, "2" * 32)) is None and models.evidence("tiny", "99") is None
+    stored = next((home / "mlflow").rglob("gate"))
+    (stored / "evidence.json").unlink()
+    assert models.evidence("tiny", version) is None  # gone with the store's files: an answer, not an error
+
+
+def test_a_version_that_waits_is_settled_once_by_a_person(home: Path, checkpoint: Path) -> None:
+    first = release(checkpoint, "1" * 32)
+    waiting = release(checkpoint, "2" * 32, "ask", before=first)
+    assert models.champion("tiny")["version"] == first
+    assert models.settle(f"models:/tiny/{waiting}", True, "ann", "looks right") == f"models:/tiny/{waiting} is the champion now; before it was {first}"
+    assert models.champion("tiny")["version"] == waiting
+    tags = client().get_model_version("tiny", waiting).tags
+    assert (tags["modelyard.action"], tags["modelyard.settled_by"], tags["modelyard.settled_why"]) == ("promote", "ann", "looks right")
+    with pytest.raises(BadInput, match=r"models:/tiny/2 was promoted already, so there is nothing to settle. Waiting: none"):
+        models.settle("models:/tiny@champion", True, "ann")
+
+
+def test_a_rejected_version_stays_registered_and_is_held(home: Path, checkpoint: Path) -> None:
+    first = release(checkpoint, "1" * 32)
+    waiting = release(checkpoint, "2" * 32, "ask", before=first)
+    with pytest.raises(BadInput, match=r"models:/tiny/1 was promoted already.*Waiting: models:/tiny/2"):
+        models.settle("models:/tiny/1", False, "ann")
+    assert models.settle("models:/tiny@challenger", False, "ann") == f"models:/tiny/2 is held; the champion stays {first}"
+    assert models.champion("tiny")["version"] == first and client().get_model_version("tiny", waiting).tags["modelyard.action"] == "hold"
+
+
+def test_a_champion_that_nobody_compared_with_is_not_replaced_unawares(home: Path, checkpoint: Path) -> None:
+    first = release(checkpoint, "1" * 32)
+    waiting = release(checkpoint, "2" * 32, "ask", before=first)
+    release(checkpoint, "3" * 32)
+    with pytest.raises(BadInput, match=r"compared models:/tiny/2 with champion 1, and by now the champion is 3: nobody has compared these two.*--anyway"):
+        models.settle(f"models:/tiny/{waiting}", True, "ann")
+    models.settle(f"models:/tiny/{waiting}", True, "ann", anyway=True)
+    assert models.champion("tiny")["version"] == waiting
+
+
+def test_an_approval_killed_halfway_is_finished_when_given_again(home: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = release(checkpoint, "2" * 32, "ask", before=release(checkpoint, "1" * 32))
+
+    def dies(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client(), "set_model_version_tag", dies)
+        with pytest.raises(KeyboardInterrupt):
+            models.settle(f"models:/tiny/{waiting}", True, "ann")
+    models.settle(f"models:/tiny/{waiting}", True, "ann")
+    assert client().get_model_version("tiny", waiting).tags["modelyard.action"] == "promote"

@@ -47,7 +47,7 @@ def test_what_is_nowhere_is_said_with_the_places_that_were_looked_at(tmp_path, m
 
 def test_a_released_model_is_found_by_its_alias(home: Path, checkpoint: Path):
     run_id = open_stage(None, "release", "1" * 32, {}, {})
-    models.release("tiny", checkpoint, run_id, "1" * 32, {}, promote=True)
+    models.release("tiny", checkpoint, run_id, "1" * 32, {}, "promote")
     assert locate("models:/tiny@champion").identity == locate(str(checkpoint)).identity
     with pytest.raises(BadInput, match="models:/nothing@champion does not exist"):
         locate("models:/nothing@champion")

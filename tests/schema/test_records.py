@@ -19,7 +19,7 @@ TINY = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
 
 @pytest.fixture
 def dataset() -> Dataset:
-    return Dataset(name="tiny", **{name: Part(path=f"data/tiny/{name}", identity=name * 2) for name in ("tokenizer", "tokens", "mix", "chats", "preferences", "benchmarks", "card")})
+    return Dataset(name="tiny", **{name: Part(path=f"data/tiny/{name}", identity=name * 2) for name in ("tokenizer", "tokens", "mix", "chats", "preferences", "benchmarks", "overlap", "card")})
 
 
 def identities(dataset: Dataset, *sets: str, run: Run | None = None) -> dict[str, str]:
@@ -35,7 +35,7 @@ def changed(dataset: Dataset, *sets: str) -> list[str]:
 def test_a_change_reruns_its_stage_and_what_follows_from_it(dataset: Dataset) -> None:
     assert changed(dataset, "align.kl_coef=0.3") == ["ppo", "evaluate", "release"]
     assert changed(dataset, "reward.steps=121") == ["reward", "ppo", "evaluate", "release"]
-    assert changed(dataset, "gate.noise_sigmas=1") == ["release"]
+    assert changed(dataset, "gate.policy.margin=0.1") == ["release"]
     assert changed(dataset, "evals.limit=5") == ["evaluate", "release"]
     assert changed(dataset, "name=other") == []
     assert changed(dataset, "seed=2") == ["pretrain", "sft", "reward", "ppo", "evaluate", "release"]

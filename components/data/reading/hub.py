@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.data.reading import formats
+from components.schema import catalogue
 from components.schema.config import BadInput
 from components.schema.records import digest, file_md5
 
+DEFAULT = "default"  # what `datasets` calls a configuration that has no name
 COMMIT = "revision "  # how the fingerprint of what lies on the hub starts
 
 
@@ -47,6 +50,34 @@ def stream(id: str, config: str | None, split: str, revision: str | None = None)
         yield from _rows_of(files) if files else datasets.load_dataset(resolve(id), config, split=split, revision=revision, streaming=True)
     except Exception as error:
         raise BadInput(_explanation(id, config, split, error)) from None
+
+
+class Whole(NamedTuple):
+    """One configuration of a dataset, in memory."""
+
+    config: str | None
+    """The configuration's own name, where it has one."""
+    tables: dict[str, Any]
+    """`datasets.Dataset` by split."""
+
+
+def whole(id: str, config: str | None, revision: str | None = None) -> Whole:
+    """Every split of a hub dataset's configuration. Errors: BadInput where it cannot be had, or is a script."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    if not mirrored(id):
+        fingerprint(id, config, revision)
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            folder = mirrored(id)
+            files = catalogue.split_files(folder, config) if folder else {}
+            place = {"path": "parquet", "data_files": files} if files else {"path": resolve(id), "name": config, "revision": revision}
+            found = datasets.load_dataset(**place, cache_dir=cache, keep_in_memory=True, verification_mode="no_checks")
+            name = next(iter(found.values())).info.config_name
+            return Whole(None if name in (None, DEFAULT) or str(name).startswith(f"{DEFAULT}-") else str(name), dict(found))
+    except Exception as error:
+        raise BadInput(_explanation(id, config, None, error)) from None
 
 
 def _parquet_files(id: str, config: str | None, split: str) -> list[Path]:

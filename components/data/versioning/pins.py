@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from components.data.decontamination.benchmarks import OFFICIAL
+from components.data.decontamination.benchmarks import datasets_of
 from components.data.reading import hub, permissions, sources
 from components.data.tokenizing import tokenizer
 from components.data.versioning import params
@@ -26,7 +26,7 @@ Pins = dict[str, str]
 def entry(config: DataConfig, update: bool = False) -> dict[str, Any]:
     """What params.yaml should hold for a dataset. Errors: BadInput where a source without a pin is not here."""
     pinned = params.load().get(config.name, {}).get("pins") or {}
-    official = tuple(Source(kind="hub", id=OFFICIAL[name]) for name in config.benchmarks if name in OFFICIAL)
+    official = tuple(Source(kind="hub", id=id) for id in sorted({id for name in config.benchmarks for id in datasets_of(name)}))
     groups = {"documents": config.sources, "chats": config.chats, "preferences": config.preferences, "benchmarks": official}
     pins = {group: {s.label: _pin(s, (pinned.get(group) or {}).get(s.label), update) for s in members} for group, members in groups.items()}
     pins["tokenizer"] = _pins_of_tokenizer(config.tokenizer, pinned.get("tokenizer") or {}, update)

@@ -1,0 +1,1 @@
+"""What two or more evaluated models differ by: in scores, item by item, and in what they were made of."""
