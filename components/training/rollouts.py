@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from components.models.heads import logits_at
 from components.training import fast
 from components.training.batches import pad_right
 from components.training.cross_entropy import chunk_rows, linear_cross_entropy
+from components.training.shared_prompts import share
 
 BATCH = 128  # rows that are answered together
 
@@ -101,10 +103,14 @@ def answer_logprobs(model: PreTrainedModel, ids: Tensor, counts: Tensor, tempera
                 return logp
         return -linear_cross_entropy(rows, head.weight, chosen, bias=bias, reduction="none")  # (N,)
 
-    predicts, chosen = counts.roll(-1, dims=1), ids[counts]  # (B, T) True where the next token counts: column 0 never does; (N,)
-    logp = fast.at_head(model, ask, input_ids=ids)
+    chosen, predicts = ids[counts], counts.roll(-1, dims=1)  # (N,); (B, T) True where the next token counts: column 0 never does
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if fast.can_share(model, ids.shape[1]) and (shared := share(ids, counts)):
+        predicts = (torch.zeros_like(shared.says), shared.says)
+        inputs = {"input_ids": shared.ids, "position_ids": shared.positions, "attention_mask": shared.mask, "shared_prompts": shared}
+    logp = fast.at_head(model, ask, **inputs)
     if logp is None:  # what the model does behind its head is its own
-        log_p = log_softmax(logits_at(model, predicts, input_ids=ids).float() / temperature, dim=-1)  # (N, V)
+        log_p = log_softmax(logits_at(model, counts.roll(-1, dims=1), input_ids=ids).float() / temperature, dim=-1)  # (N, V)
         logp = log_p.gather(1, chosen[:, None])[:, 0]
         seen = [-(log_p.detach().exp() * log_p.detach()).sum(-1)] if with_entropy else []
     entropy = seen[0] if with_entropy else torch.full_like(logp.detach(), math.nan)
