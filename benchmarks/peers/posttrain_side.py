@@ -1,6 +1,6 @@
 """Modelyard's side of the post-training benchmark: a stage as it runs, given its turn where it asks for a batch.
 
-    python -m benchmarks.peers.posttrain_side WORK FOLDER    # WORK: sft, dpo, grpo, grpo4 (four epochs), ppo. A line {"ready": ...}; for each line "N" that comes in, N steps and a line {"seconds": ...}
+    python -m benchmarks.peers.posttrain_side WORK FOLDER    # WORK: sft, dpo, grpo, grpo4 (four epochs), ppo, ppo_head (values from the policy's trunk). A line {"ready": ...}; for each line "N" that comes in, N steps and a line {"seconds": ...}
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ CONFIGS = {
     "grpo": GRPOConfig(method="grpo", epochs=1, **ONLINE),
     "grpo4": GRPOConfig(method="grpo", epochs=4, **ONLINE),
     "ppo": PPOConfig(epochs=4, **ONLINE),
+    "ppo_head": PPOConfig(epochs=4, value_function="head", **ONLINE),
 }
 
 
@@ -69,7 +70,7 @@ def main() -> None:
     def gated_fit(module: Any, batch: Callable[[int], Any], *args: Any, **options: Any) -> Any:
         return fit(module, gate(batch), *args, **options)
 
-    module = f"components.training.{work.removesuffix('4')}"
+    module = f"components.training.{work.removesuffix('4').removesuffix('_head')}"
     stage = import_module(module)
     for name in (module, "components.training.online"):
         if hasattr(found := sys.modules.get(name), "fit"):
