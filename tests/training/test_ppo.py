@@ -144,9 +144,9 @@ def test_a_head_on_the_policys_trunk_reads_the_state_before_the_token_and_learns
         fast.prepare(ground.policy)
     logp, expected = module.said_and_expected(rollout.ids, rollout.counts)
     torch.testing.assert_close(logp, answer_logprobs(ground.policy, rollout.ids, rollout.counts, 1.0)[0])
-    for k, values in enumerate(expected):
+    for k, value in enumerate(expected):
         right = torch.where(rollout.counts, module.value_head(hidden)[..., k].roll(1, dims=1), 0.0)
-        torch.testing.assert_close(values, right, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, right, rtol=1e-4, atol=1e-5)
     expected[1].sum().backward()
     assert module.value_head.weight.grad[1].abs().sum() > 0 and module.value_head.weight.grad[0].abs().sum() == 0
     assert ground.policy.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
