@@ -17,10 +17,11 @@ test-slow: setup  ## learning, kills and resumes of the whole line: many minutes
 test-services: setup  ## what needs servers of its own
 	$(BIN)/python -m pytest -q -m services || [ $$? -eq 5 ]
 
-bench: setup .venv-bench/ready .venv-bench/litgpt/ready  ## side by side with others' tools; benchmarks/RESULTS.md keeps what came out
+bench: setup .venv-bench/ready .venv-bench/litgpt/ready .venv-bench/trl/ready  ## side by side with others' tools; benchmarks/RESULTS.md keeps what came out
 	$(BIN)/python -m benchmarks.data --peer-python .venv-bench/bin/python
 	.venv-bench/bin/python -m benchmarks.libraries
 	$(BIN)/python -m benchmarks.pretrain --litgpt .venv-bench/litgpt
+	$(BIN)/python -m benchmarks.posttrain --trl .venv-bench/trl/bin/python
 
 .venv-bench/ready: benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench
@@ -29,6 +30,11 @@ bench: setup .venv-bench/ready .venv-bench/litgpt/ready  ## side by side with ot
 
 .venv-bench/litgpt/ready: setup  # its model alone, to run beside the same torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv-bench/litgpt litgpt==0.5.13
+	@touch $@
+
+.venv-bench/trl/ready: benchmarks/requirements-trl.txt
+	$(PYTHON) -m venv .venv-bench/trl
+	.venv-bench/trl/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements-trl.txt
 	@touch $@
 
 lint: setup

@@ -36,7 +36,7 @@ SHORT = {"warmup_steps": 4, "heldout_prompts": 64, "checkpoint_every_iterations"
 METHODS: dict[str, dict[str, Any]] = {
     "dpo": {"method": "dpo", "steps": 120, "batch_size": 16, "learning_rate": 3e-5, "warmup_steps": 10, "beta": 0.1, "heldout_pairs": 200},
     "grpo": {
-        "method": "grpo", "iterations": 40, "rollout_size": 64, "minibatch_size": 64, "epochs": 1, "group_size": 8, "max_new_tokens": 64, "learning_rate": 1e-4, "kl_coef": 0.02,
+        "method": "grpo", "iterations": 100, "rollout_size": 256, "minibatch_size": 256, "epochs": 1, "group_size": 16, "max_new_tokens": 64, "learning_rate": 1e-4, "kl_coef": 0.01,
         "prompts": {"source": "chats", "kinds": ["word_problem"]}, "rewards": [{"kind": "math"}], **SHORT,
     },
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Modelyard's side of the post-training benchmark: a stage as it runs, given its turn where it asks for a batch.
 
-    python -m benchmarks.peers.posttrain_side WORK FOLDER    # WORK: sft, dpo, grpo, ppo. A line {"ready": ...}; for each line "N" that comes in, N steps and a line {"seconds": ...}
+    python -m benchmarks.peers.posttrain_side WORK FOLDER    # WORK: sft, dpo, grpo, grpo4 (four epochs), ppo, ppo_head (values from the policy's trunk). A line {"ready": ...}; for each line "N" that comes in, N steps and a line {"seconds": ...}
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ CONFIGS = {
     "sft": SFTConfig(batch_size=16, heldout_chats=4, **PLAN),
     "dpo": DPOConfig(method="dpo", batch_size=8, heldout_pairs=8, **PLAN),
     "grpo": GRPOConfig(method="grpo", epochs=1, **ONLINE),
+    "grpo4": GRPOConfig(method="grpo", epochs=4, **ONLINE),
     "ppo": PPOConfig(epochs=4, **ONLINE),
+    "ppo_head": PPOConfig(epochs=4, value_function="head", **ONLINE),
 }
 
 
@@ -68,8 +70,9 @@ def main() -> None:
     def gated_fit(module: Any, batch: Callable[[int], Any], *args: Any, **options: Any) -> Any:
         return fit(module, gate(batch), *args, **options)
 
-    stage = import_module(f"components.training.{work}")
-    for name in (f"components.training.{work}", "components.training.online"):
+    module = f"components.training.{work.removesuffix('4').removesuffix('_head')}"
+    stage = import_module(module)
+    for name in (module, "components.training.online"):
         if hasattr(found := sys.modules.get(name), "fit"):
             found.fit = gated_fit
     context = trainer.Context(0, [], lambda event: None, Resources(threads=torch.get_num_threads()))

@@ -208,7 +208,9 @@ class PPOConfig(OnlineConfig):
 
     stage: ClassVar[str] = "ppo"
     method: Literal["ppo"] = "ppo"
-    """Proximal policy optimisation, with a value model."""
+    """Proximal policy optimisation, with a value function."""
+    value_function: Literal["model", "head"] = "model"
+    """model: a model of its own, begun as the reward model. head: a layer on the policy's own trunk, in about half the time and memory; what it learns pulls at the policy too."""
     value_clip_range: PositiveFloat = 0.2
     """The value may move at most this far from its old estimate before its loss stops counting."""
     value_coef: NonNegativeFloat = 0.1

@@ -4,7 +4,7 @@ The gradient of the loss with respect to a row's logits is softmax minus target,
 `chunk` rows, turns them in place into their gradient, multiplies that into the gradients of `hidden` and `weight`, and forgets them; the backward pass only
 scales (Liger, Hsu et al. 2024, arXiv:2410.10989; Cut Cross-Entropy, Wijmans et al. 2024, arXiv:2411.09009, which recomputes the logits in tiles instead).
 Three matrix products as in the plain way, and memory for chunk * V numbers in place of 2 * N * V. With reduction "none" each row's gradient is scaled by
-what comes back for it, so the logits are made again in the backward pass: four products.
+what comes back for it: up to 2^24 numbers (64 MiB) are kept for that; where there are more, the logits are made again in the backward pass: four products.
 
 Rows that do not count are not multiplied at all. Departure from torch: the mean over no rows is 0, not NaN, so that a micro-batch without a single
 counted token may be added to others.
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 CHUNK_LOGITS = 2**22
+KEPT_LOGITS = 2**24
 SMALLEST_CHUNK = 128  # rows: below, matrix products are slower than what the cache saves
 
 
@@ -139,12 +140,16 @@ class _Gradients:
         self.weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
         self.bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needed[2] else None
 
-    def add(self, rows: slice, hidden: Tensor, weight: Tensor, by_logits: Tensor) -> None:
+    def add(self, rows: slice, hidden: Tensor, weight: Tensor, by_logits: Tensor, scale: Tensor | None = None) -> None:
+        """`scale` (n,): what each row's loss counts; put on the narrow side of each product."""
         if self.bias is not None:
-            self.bias += by_logits.sum(0)
+            self.bias += by_logits.sum(0) if scale is None else scale.to(by_logits.dtype) @ by_logits
         by_logits = by_logits.to(weight.dtype)
         if self.hidden is not None:
             _product(by_logits, weight, self.hidden[rows])
+            if scale is not None:
+                self.hidden[rows] *= scale[:, None]
+        hidden = hidden if scale is None else hidden * scale[:, None].to(hidden.dtype)
         if self.weight is not None:
             if self.weight.dtype == hidden.dtype:
                 self.weight.addmm_(by_logits.t(), hidden)
@@ -208,31 +213,36 @@ class _Mean(torch.autograd.Function):
 
 
 class _Each(torch.autograd.Function):
-    """A loss for each row; the logits are made again in the backward pass, when each row's weight is known."""
+    """A loss for each row. What the logits give is kept where they are few, and made again where they are many, in the backward pass, when each row's weight is known."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, terms: _Terms) -> Tensor:
         kept = _counted(targets, terms.ignore_index)
-        ctx.save_for_backward(hidden, weight, bias, targets, kept)
-        ctx.terms = terms
         rows, wanted = (hidden, targets) if kept is None else (hidden[kept], targets[kept])
         rows, w = rows.to(terms.dtype), weight.to(terms.dtype)
-        empty = rows.new_zeros(0, dtype=torch.promote_types(terms.dtype, torch.float32))
-        losses = [_turn(_logits(rows[part], w, bias), wanted[part], terms, False)[0] for part in _parts(len(rows), terms.chunk)]
-        return _spread(torch.cat([empty, *losses]), kept, len(hidden))
+        is_few = terms.gradient and len(rows) * len(w) <= KEPT_LOGITS
+        losses, made = [rows.new_zeros(0, dtype=torch.promote_types(terms.dtype, torch.float32))], []
+        for part in _parts(len(rows), terms.chunk):
+            logits = _logits(rows[part], w, bias)
+            losses.append(_turn(logits, wanted[part], terms, is_few)[0])
+            made += [logits] if is_few else []
+        ctx.terms = terms
+        ctx.save_for_backward(hidden, weight, bias, targets, kept, *made)
+        return _spread(torch.cat(losses), kept, len(hidden))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, kept = ctx.saved_tensors
+        hidden, weight, bias, targets, kept, *made = ctx.saved_tensors
         terms = ctx.terms
         rows, wanted, scale = (hidden, targets, by_loss) if kept is None else (hidden[kept], targets[kept], by_loss[kept])
         rows, w = rows.to(terms.dtype), weight.to(terms.dtype)
         gradients = _Gradients(ctx.needs_input_grad[:3], rows, w, bias)
-        for part in _parts(len(rows), terms.chunk):
-            logits = _logits(rows[part], w, bias)
-            _turn(logits, wanted[part], terms, True)
-            gradients.add(part, rows[part], w, logits.mul_(scale[part, None]))
+        for k, part in enumerate(_parts(len(rows), terms.chunk)):
+            by_logits = made[k] if made else _logits(rows[part], w, bias)
+            if not made:
+                _turn(by_logits, wanted[part], terms, True)
+            gradients.add(part, rows[part], w, by_logits, scale[part])
         by_hidden = None if gradients.hidden is None else _spread(gradients.hidden, kept, len(hidden)).to(hidden.dtype)
         by_weight = None if gradients.weight is None else gradients.weight.to(weight.dtype)
         return by_hidden, by_weight, None if gradients.bias is None else gradients.bias.to(bias.dtype), None, None

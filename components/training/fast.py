@@ -37,8 +37,10 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
-from components.training import kernels
+from components.models import kernels
+from components.training import shared_prompts
 from components.training.cross_entropy import LinearLoss, linear_cross_entropy, linear_loss
+from components.training.shared_prompts import SharedPrompts
 
 BLOCKS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer)
 SILU = type(ACT2FN["silu"])
@@ -183,15 +185,25 @@ def _logits_are_the_heads(model: nn.Module, head: nn.Linear) -> bool:
 # ---------------------------------------------------------------- the blocks
 
 
+def can_share(model: nn.Module, columns: int) -> bool:
+    """Whether a layout of shared prompts (shared_prompts.py) may be given to `model`, as `shared_prompts`: every block is one of ours and sees all of so many columns."""
+    blocks = [module for module in model.modules() if type(module).__bases__[0] in BLOCKS]
+    config = model.config
+    if not blocks or len(blocks) != config.num_hidden_layers or (getattr(config, "sliding_window", None) or columns) < columns:
+        return False
+    quiet = all(not (block.training and block.self_attn.attention_dropout) for block in blocks)
+    return quiet and all(_may(block, block.mlp.gate_proj.weight, block.self_attn.head_dim) for block in blocks)
+
+
 @cache
 def _faster(module: type[nn.Module]) -> type[nn.Module]:
     """The class of a block or norm with a forward from below. Same name: transformers and FSDP find blocks by the names of their classes."""
 
     def block_forward(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         positions = kwargs.get("position_embeddings")
-        if args or positions is None or kwargs.get("past_key_values") is not None or not _may(self, hidden_states, positions):
+        if args or positions is None or kwargs.get("past_key_values") is not None or not _may(self, hidden_states, positions[0].shape[-1]):
             return module.forward(self, hidden_states, attention_mask, *args, **kwargs)
-        return _feed_forward(self, _attend(self, hidden_states, attention_mask, *_halves(positions, len(hidden_states))))
+        return _feed_forward(self, _attend(self, hidden_states, attention_mask, *_halves(positions, len(hidden_states)), kwargs.get("shared_prompts")))
 
     def norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
         if not _plain_numbers(hidden_states):
@@ -206,14 +218,14 @@ def _plain_numbers(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
-def _may(block: Any, x: Tensor, positions: tuple[Tensor, Tensor]) -> bool:
-    """Whether the functions below compute what the block would."""
+def _may(block: Any, x: Tensor, positions: int) -> bool:
+    """Whether the functions below compute what the block would; `positions` is the width of its rotary embedding."""
     if not _plain_numbers(x):
         return False
     attention, mlp, norms = block.self_attn, block.mlp, (block.input_layernorm, block.post_attention_layernorm)
     linear = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
     return (
-        positions[0].shape[-1] == attention.head_dim
+        positions == attention.head_dim
         and attention.config._attn_implementation == "sdpa"
         and isinstance(mlp.act_fn, SILU)
         and mlp.gate_proj.bias is None
@@ -222,8 +234,8 @@ def _may(block: Any, x: Tensor, positions: tuple[Tensor, Tensor]) -> bool:
     )
 
 
-def _attend(block: Any, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
-    """x + attention(norm(x)): (B, T, C) -> (B, T, C); cos, sin (B, T, D / 2); mask as torch's attention takes it, None = causal."""
+def _attend(block: Any, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, shared: SharedPrompts | None) -> Tensor:
+    """x + attention(norm(x)): (B, T, C) -> (B, T, C); cos, sin (B, T, D / 2); mask as torch's attention takes it, None = causal; `shared` goes before it."""
     attention, norm = block.self_attn, block.input_layernorm
     B, T, C = x.shape
     layers = (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -231,10 +243,13 @@ def _attend(block: Any, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor
     weight, heads = torch.cat([one.weight for one in layers]), layers[0].out_features // attention.head_dim
     x, *qkv = _Projected.apply(x.view(-1, C), norm.weight, norm.variance_epsilon, weight, biases, cos, sin, heads)
     query, key, value = (part.transpose(1, 2) for part in qkv)  # (B, heads, T, D)
-    dropout = attention.attention_dropout if block.training else 0.0
-    grouped = attention.num_key_value_groups > 1
-    causal = mask is None and T > 1
-    mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=attention.scaling, enable_gqa=grouped)
+    if shared is not None:
+        mixed = shared_prompts.attend(query, key, value, shared, attention.scaling)
+    else:
+        dropout = attention.attention_dropout if block.training else 0.0
+        grouped = attention.num_key_value_groups > 1
+        causal = mask is None and T > 1
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=attention.scaling, enable_gqa=grouped)
     return _added(x, mixed.transpose(1, 2).reshape(B * T, -1), attention.o_proj).view(B, T, C)
 
 

@@ -6,7 +6,7 @@ Schulman et al. 2017 (arXiv:1707.06347), as used on language models by Ziegler e
 
 Choices. The value function is a model of its own that starts as the reward model read at every token (as in Ouyang et al.): it begins with a sensible
 estimate, and its errors do not pull on the policy's small trunk. Without a reward model it starts as the chat model with a head of noughts, which
-expects nothing. Policy and value share one optimizer and one clipped gradient norm, so `value_coef` decides how much of that norm the value may take.
+expects nothing. `value_function: head` has a layer on the policy's trunk instead, begun with noughts: half the time and memory. Policy and value share one optimizer and one clipped gradient norm, so `value_coef` decides how much of that norm the value may take.
 A model's scores are on the scale of its own held-out answers (`scale.json`).
 
 With `safety` an answer's cost is limited (lagrange.py): a second value function estimates costs, and the advantages of reward and cost are weighed by
@@ -38,7 +38,7 @@ from components.training.losses import gae, kl_k1, kl_k3, policy_loss, token_rew
 from components.training.online import Ground, Online, align, drift, in_chunks, prepare
 from components.training.prompts import Question
 from components.training.rewards import Judged
-from components.training.rollouts import Rollout, answer_logprobs
+from components.training.rollouts import Rollout, answer_logprobs, answer_logprobs_and_values
 from components.training.template import write_contract
 from components.training.trainer import Context, device_of
 
@@ -87,15 +87,21 @@ class PPO(Online):
     config: PPOConfig
 
     def __init__(self, ground: Ground, critics: dict[str, Critic], config: PPOConfig, context: Context) -> None:
-        """`critics`: of the reward and, with config.safety, of the cost."""
+        """`critics`: of the reward and, with config.safety, of the cost; none where the policy's own trunk says what it expects."""
         super().__init__(ground, config, context)
-        self.critics = critics
-        self.critic = critics["reward"].model.eval()
+        self.critics, self.streams = critics, ("reward", "cost") if config.safety else ("reward",)
+        if config.value_function == "head":
+            self.value_head = nn.Linear(ground.policy.config.hidden_size, len(self.streams), device=ground.policy.device)
+            for parameter in self.value_head.parameters():
+                nn.init.zeros_(parameter)
+        else:
+            self.critic = critics["reward"].model.eval()
         self.price = KlPrice(config)
         if config.reward_scale == "running":
             self.scale = RunningScale()
-        if config.safety:
+        if "cost" in critics:
             self.cost_critic = critics["cost"].model.eval()
+        if config.safety:
             self.multiplier = Multiplier(config.safety)
 
     @torch.no_grad()
@@ -113,9 +119,9 @@ class PPO(Online):
             self.multiplier.follow(cost)
             rewards["cost"] = token_rewards(cost, kl, counts, 0.0)
             seen |= {"cost": cost.mean().item(), "mean_cost": self.multiplier.mean_cost.item(), "multiplier": self.multiplier.value}
+        expected = in_chunks(lambda ids, answers: tuple(self.expected(ids, answers)), rollout)  # (B, T) each
         streams, advantages = {}, {}
-        for name, critic in self.critics.items():
-            (old_values,) = in_chunks(lambda ids, answer, critic=critic: (critic(ids, answer),), rollout)
+        for name, old_values in zip(self.streams, expected, strict=True):
             advantages[name], returns = gae(rewards[name], old_values, counts, config.gamma, config.gae_lambda)
             streams[name] = Stream(old_values, returns)
             seen["value_explained" if name == "reward" else f"{name}_value_explained"] = explained(old_values[counts], returns[counts])
@@ -127,14 +133,30 @@ class PPO(Online):
         config = self.config
         ids, counts = experience.rollout.rows(which)
         T = ids.shape[1]
-        logp, _ = answer_logprobs(self.policy, ids, counts, config.temperature, with_entropy=False)
+        logp, values = self.said_and_expected(ids, counts)
         loss, clipped = policy_loss(logp, experience.old_logp[which, :T], experience.advantages[which, :T], weights, config.clip_range)
         seen = {"policy_loss": loss.detach(), "clipped": clipped}
-        for name, critic in self.critics.items() if config.value_coef else ():
+        for name, value in zip(self.streams, values, strict=False):  # none where value_coef is 0
             stream = experience.streams[name]
-            error = value_loss(critic(ids, counts), stream.old_values[which, :T], stream.returns[which, :T], weights, config.value_clip_range)
+            error = value_loss(value, stream.old_values[which, :T], stream.returns[which, :T], weights, config.value_clip_range)
             loss, seen["value_loss" if name == "reward" else f"{name}_value_loss"] = loss + config.value_coef * error, error.detach()
         return loss, seen
+
+
+    def said_and_expected(self, ids: Tensor, counts: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Log-probabilities of the answers, and what is expected before each token, by stream: (B, T), (B, T) each; no values where nobody learns from them."""
+        config = self.config
+        if config.value_function == "head" and config.value_coef:
+            logp, values = answer_logprobs_and_values(self.policy, ids, counts, config.temperature, self.value_head)
+            return logp, list(values.unbind(-1))
+        logp, _ = answer_logprobs(self.policy, ids, counts, config.temperature, with_entropy=False)
+        return logp, self.expected(ids, counts) if config.value_coef else []
+
+    def expected(self, ids: Tensor, counts: Tensor) -> list[Tensor]:
+        """What is expected before each token, by stream: (B, T) each."""
+        if self.config.value_function == "head":
+            return list(answer_logprobs_and_values(self.policy, ids, counts, self.config.temperature, self.value_head)[1].unbind(-1))
+        return [self.critics[name](ids, counts) for name in self.streams]
 
 
 class KlPrice(nn.Module):
@@ -194,7 +216,8 @@ def run(config: PPOConfig, given: Given, out: Path, context: Context) -> Outcome
     """Align the chat model with the rewards and leave it in `out`. Errors: BadInput."""
     costs = config.safety.cost if config.safety else ()
     ground = prepare(config, given, context, costs)
-    critics = {name: critic_for(name, terms, ground, given, context) for name, terms in (("reward", config.rewards), ("cost", costs)) if terms}
+    of = (("reward", config.rewards), ("cost", costs)) if config.value_function == "model" else ()
+    critics = {name: critic_for(name, terms, ground, given, context) for name, terms in of if terms}
     module = PPO(ground, critics, config, context)
     aligned = align(module, out, context)
     save(ground.policy, given.chat, out)

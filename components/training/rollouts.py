@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from components.models.heads import logits_at
 from components.training import fast
 from components.training.batches import pad_right
 from components.training.cross_entropy import chunk_rows, linear_cross_entropy
+from components.training.shared_prompts import share
 
 BATCH = 128  # rows that are answered together
 
@@ -89,10 +91,28 @@ def answer_logprobs(model: PreTrainedModel, ids: Tensor, counts: Tensor, tempera
     The distribution is the one that was sampled from: logits over the temperature. Entropy carries no gradient; without `with_entropy` it is nan where it would
     count, and costs nothing. Logits stand for a few rows at a time, never whole (fast.py).
     """
+    logp, entropy, _ = _answers(model, ids, counts, temperature, with_entropy, None)
+    return logp, entropy
+
+
+def answer_logprobs_and_values(model: PreTrainedModel, ids: Tensor, counts: Tensor, temperature: float, read: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Log-probability of each answer token, and what `read` (D -> K) makes of the last hidden state before it: (B, T), (B, T, K), both with gradient; 0 elsewhere."""
+    logp, _, values = _answers(model, ids, counts, temperature, False, read)
+    return logp, values
+
+
+def _answers(
+    model: PreTrainedModel, ids: Tensor, counts: Tensor, temperature: float, with_entropy: bool, read: nn.Linear | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     seen: list[Tensor] = []
+    values: list[Tensor] = []
 
     def ask(hidden: Tensor, head: nn.Linear) -> Tensor:
-        rows = hidden[predicts] / temperature if temperature != 1 else hidden[predicts]  # (N, D)
+        rows = hidden[predicts]  # (N, D)
+        if read is not None:
+            values.append(read(rows))
+        if temperature != 1:
+            rows = rows / temperature
         bias = None if head.bias is None else head.bias / temperature
         if with_entropy:
             logp, entropy = _look(rows.detach(), chosen, head.weight.detach(), None if bias is None else bias.detach())
@@ -101,14 +121,21 @@ def answer_logprobs(model: PreTrainedModel, ids: Tensor, counts: Tensor, tempera
                 return logp
         return -linear_cross_entropy(rows, head.weight, chosen, bias=bias, reduction="none")  # (N,)
 
-    predicts, chosen = counts.roll(-1, dims=1), ids[counts]  # (B, T) True where the next token counts: column 0 never does; (N,)
-    logp = fast.at_head(model, ask, input_ids=ids)
+    chosen, predicts = ids[counts], counts.roll(-1, dims=1)  # (N,); (B, T) True where the next token counts: column 0 never does
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if fast.can_share(model, ids.shape[1]) and (shared := share(ids, counts)):
+        predicts = (torch.zeros_like(shared.says), shared.says)
+        inputs = {"input_ids": shared.ids, "position_ids": shared.positions, "attention_mask": shared.mask, "shared_prompts": shared}
+    logp = fast.at_head(model, ask, **inputs)
     if logp is None:  # what the model does behind its head is its own
-        log_p = log_softmax(logits_at(model, predicts, input_ids=ids).float() / temperature, dim=-1)  # (N, V)
+        if read is not None:
+            values.append(read(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[counts.roll(-1, dims=1)]))
+        log_p = log_softmax(logits_at(model, counts.roll(-1, dims=1), input_ids=ids).float() / temperature, dim=-1)  # (N, V)
         logp = log_p.gather(1, chosen[:, None])[:, 0]
         seen = [-(log_p.detach().exp() * log_p.detach()).sum(-1)] if with_entropy else []
     entropy = seen[0] if with_entropy else torch.full_like(logp.detach(), math.nan)
-    return _spread(logp, counts), _spread(entropy, counts)
+    said = torch.zeros(*counts.shape, values[0].shape[1], device=ids.device).masked_scatter(counts[..., None], values[0]) if values else None
+    return _spread(logp, counts), _spread(entropy, counts), said
 
 
 def _spread(values: Tensor, counts: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cross_entropy
 
+from components.training import cross_entropy as cross_entropy_module
 from components.training.cross_entropy import chunk_rows, linear_cross_entropy, linear_loss
 
 N, D, V = 23, 8, 37
@@ -50,8 +51,10 @@ def test_the_mean_and_its_gradients_are_those_of_whole_logits_whatever_comes_bac
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("kept", [0, cross_entropy_module.KEPT_LOGITS])
 @pytest.mark.parametrize("ignored", [0, 9])
-def test_without_reduction_every_row_has_its_loss_and_gradients_weigh_rows_as_they_come_back(ignored: int) -> None:
+def test_without_reduction_every_row_has_its_loss_and_gradients_weigh_rows_as_they_come_back(ignored: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy_module, "KEPT_LOGITS", kept)
     hidden, weight, bias = layer()
     wanted, weigh = targets(ignored), torch.randn(N, dtype=torch.float64)
     mine = linear_cross_entropy(hidden, weight, wanted, bias=bias, z_loss=0.01, label_smoothing=0.1, chunk=4, reduction="none")
@@ -138,7 +141,8 @@ def test_no_gradient_is_made_where_none_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_what_is_kept_for_the_backward_pass_is_no_logits(reduction: str) -> None:
+def test_what_is_kept_for_the_backward_pass_is_no_logits_where_they_are_many(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy_module, "KEPT_LOGITS", 512 * 512 - 1)
     rows, vocabulary = 512, 512
     hidden, weight = torch.randn(rows, D, requires_grad=True), torch.randn(vocabulary, D, requires_grad=True)
     wanted = torch.randint(0, vocabulary, (rows,))

@@ -16,7 +16,8 @@ from torch.nn.functional import cross_entropy, rms_norm, silu
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from components.training import fast, kernels
+from components.models import kernels
+from components.training import fast
 
 V, T = 48, 12
 SIZES = {"vocab_size": V, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}

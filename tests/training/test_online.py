@@ -39,6 +39,7 @@ PLAN = {
 }
 METHODS = {
     "ppo": {"method": "ppo", "reward_scale": "running", "kl_target": 0.5, "safety": {"limit": -0.5}},
+    "ppo with a head": {"method": "ppo", "value_function": "head", "safety": {"limit": -0.5}},
     "grpo": {"method": "grpo", "group_size": 4},
     "rloo": {"method": "rloo", "group_size": 4, "epochs": 1, "minibatch_size": 8},
 }
@@ -54,10 +55,11 @@ def context(seed=0, notes=None, **resources) -> Context:
 
 
 def module_of(method, given, **changes):
-    ground = toys.ground(share, PROMPTS, costs=toys.judged_by(lambda prompt, answer: len(answer) / 4 - 1) if method == "ppo" else None)
+    ground = toys.ground(share, PROMPTS, costs=toys.judged_by(lambda prompt, answer: len(answer) / 4 - 1) if METHODS[method]["method"] == "ppo" else None)
     plan = {**PLAN, **METHODS[method], **changes}
-    if method == "ppo":
-        return PPO(ground, {"reward": Critic(toys.scalar_model(1)), "cost": Critic(toys.scalar_model(2))}, PPOConfig(**plan), given)
+    if METHODS[method]["method"] == "ppo":
+        critics = {"reward": Critic(toys.scalar_model(1)), "cost": Critic(toys.scalar_model(2))} if method == "ppo" else {}
+        return PPO(ground, critics, PPOConfig(**plan), given)
     return GRPO(ground, GRPOConfig(**plan), given)
 
 

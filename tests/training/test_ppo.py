@@ -8,9 +8,10 @@ import torch
 from components.models.heads import values
 from components.schema.posttraining import PPOConfig, RewardTerm
 from components.schema.recipe import Resources
+from components.training import fast
 from components.training.online import align, prepare
 from components.training.ppo import PPO, Critic, KlPrice, RunningScale, critic_for, explained
-from components.training.rollouts import lay_out_rollout, sample
+from components.training.rollouts import answer_logprobs, lay_out_rollout, sample
 from components.training.trainer import Context
 
 from . import toys
@@ -40,7 +41,8 @@ def share(prompt, answer) -> float:
 
 def module_of(ground, seed=0, micro=None, **changes) -> PPO:
     config = PPOConfig(**{**PLAN, **changes})
-    critics = {name: Critic(toys.scalar_model(seed + k)) for k, name in enumerate(("reward", "cost") if config.safety else ("reward",))}
+    names = () if config.value_function == "head" else ("reward", "cost") if config.safety else ("reward",)
+    critics = {name: Critic(toys.scalar_model(seed + k)) for k, name in enumerate(names)}
     return PPO(ground, critics, config, context(seed, micro_batch_size=micro))
 
 
@@ -110,10 +112,11 @@ def test_what_is_charged_for_kl_follows_the_estimator_and_both_are_shown(estimat
 # ---------------------------------------------------------------- the update
 
 
+@pytest.mark.parametrize("value_function", ["model", "head"])
 @pytest.mark.parametrize("safety", [None, {"multiplier": 0.5}])
-def test_one_on_policy_step_is_the_policy_gradient(safety):
+def test_one_on_policy_step_is_the_policy_gradient(safety, value_function):
     ground = toys.ground(share, PROMPTS, costs=toys.judged_by(lambda prompt, answer: float(len(answer) > 3)))
-    module = module_of(ground, value_coef=0.0, safety=safety)
+    module = module_of(ground, value_coef=0.0, safety=safety, value_function=value_function)
     experience, _ = assessed(module)
     seen, got = gradients(module, experience)
     module.zero_grad()
@@ -130,8 +133,29 @@ def test_one_on_policy_step_is_the_policy_gradient(safety):
         torch.testing.assert_close(got[f"policy.{name}"], p.grad, rtol=1e-3, atol=1e-5)
 
 
-def test_parts_of_a_minibatch_add_up_to_its_gradient_and_its_numbers():
-    results = [gradients(module, assessed(module)[0]) for module in (module_of(toys.ground(share, PROMPTS), micro=micro) for micro in (None, 3, 1))]
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_head_on_the_policys_trunk_reads_the_state_before_the_token_and_learns_with_its_trunk(prepared):
+    ground = toys.ground(share, PROMPTS, costs=toys.judged_by(lambda prompt, answer: float(len(answer) > 3)))
+    module = module_of(ground, value_function="head", safety={"multiplier": 0.5})
+    torch.nn.init.normal_(module.value_head.weight)
+    rollout = lay_out_rollout([[7, 8], [7, 8], [5]], [[5, 6, 1], [4, 9], [6, 6, 6, 2]], toys.PAD, toys.END, CPU)
+    hidden = ground.policy.model(rollout.ids, use_cache=False).last_hidden_state
+    if prepared:  # shared prompts among others
+        fast.prepare(ground.policy)
+    logp, expected = module.said_and_expected(rollout.ids, rollout.counts)
+    torch.testing.assert_close(logp, answer_logprobs(ground.policy, rollout.ids, rollout.counts, 1.0)[0])
+    for k, value in enumerate(expected):
+        right = torch.where(rollout.counts, module.value_head(hidden)[..., k].roll(1, dims=1), 0.0)
+        torch.testing.assert_close(value, right, rtol=1e-4, atol=1e-5)
+    expected[1].sum().backward()
+    assert module.value_head.weight.grad[1].abs().sum() > 0 and module.value_head.weight.grad[0].abs().sum() == 0
+    assert ground.policy.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("value_function", ["model", "head"])
+def test_parts_of_a_minibatch_add_up_to_its_gradient_and_its_numbers(value_function):
+    modules = (module_of(toys.ground(share, PROMPTS), micro=micro, value_function=value_function) for micro in (None, 3, 1))
+    results = [gradients(module, assessed(module)[0]) for module in modules]
     for seen, got in results[1:]:
         assert seen == pytest.approx(results[0][0], rel=1e-4, abs=1e-6)
         for name, whole in results[0][1].items():
@@ -206,10 +230,10 @@ SEVERAL = {
 }
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_answers_of_several_words_reach_the_highest_reward(seed, tmp_path):
+@pytest.mark.parametrize(("seed", "value_function"), [(0, "model"), (1, "model"), (2, "model"), (0, "head"), (1, "head")])
+def test_answers_of_several_words_reach_the_highest_reward(seed, value_function, tmp_path):
     ground = toys.ground(share, [[a, b] for a in (5, 6) for b in (2, 3)], seed=seed)
-    figures = align(module_of(ground, seed, **SEVERAL), tmp_path, context(seed)).figures
+    figures = align(module_of(ground, seed, **SEVERAL, value_function=value_function), tmp_path, context(seed)).figures
     assert figures["reward_before"] < 0.3
     assert figures["reward_after"] > 0.9
 

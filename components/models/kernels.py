@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from math import factorial, log
@@ -23,25 +23,25 @@ from torch import Tensor
 LEAST_NUMBERS = 2**16  # below, one thread: waking another costs more than its half of the work
 BLOCKS = 64  # of rows whose sums are added at the end
 
-_compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nnan", "nsz", "reassoc"})
+compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nnan", "nsz", "reassoc"})
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up: (N, I), (N, I) -> (N, I)."""
     out = torch.empty_like(gate)
-    _over_rows(_swiglu, gate, up, out)
+    over_rows(_swiglu, gate, up, out)
     return out
 
 
 def swiglu_backward(gate: Tensor, up: Tensor, by_out: Tensor) -> None:
     """In place, since what is read is not needed again: gate and up become their gradients, by_out what `swiglu` gave. All (N, I)."""
-    _over_rows(_swiglu_backward, gate, up, by_out)
+    over_rows(_swiglu_backward, gate, up, by_out)
 
 
 def normalise(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
     """x over its root mean square; that times the weight; and one over the root mean square: (N, C), (C) -> (N, C), (N, C), (N)."""
     unit, scaled, inverse = torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[0])
-    _over_rows(_normalise, x, unit, scaled, inverse, whole=[weight.clone()], epsilon=np.float32(epsilon))
+    over_rows(_normalise, x, unit, scaled, inverse, whole=[weight.clone()], epsilon=np.float32(epsilon))
     return unit, scaled, inverse
 
 
@@ -50,7 +50,7 @@ def normalise_backward(unit: Tensor, inverse: Tensor, weight: Tensor, by_scaled:
     out, by_weight = torch.empty_like(unit), unit.new_zeros(BLOCKS, unit.shape[1])
     rows = -(-len(unit) // BLOCKS)
     blocks = torch.arange(len(unit)) // rows  # the weight's gradient is summed in blocks of rows, the same however many threads there are
-    _over_rows(_normalise_backward, unit, inverse, by_scaled.contiguous(), by_x.contiguous(), out, blocks, whole=[weight.clone(), by_weight], at=rows)
+    over_rows(_normalise_backward, unit, inverse, by_scaled.contiguous(), by_x.contiguous(), out, blocks, whole=[weight.clone(), by_weight], at=rows)
     return out, by_weight.sum(0)
 
 
@@ -59,22 +59,24 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
 
     Rotary positions (Su et al. 2021, arXiv:2104.09864) as transformers lays them out: in each head number i turns with number i + D / 2.
     """
-    _over_rows(_rotate, x, cos, sin, heads=heads)
+    over_rows(_rotate, x, cos, sin, heads=heads)
 
 
 def rotate_back(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Query and key turned back from their positions, and value, side by side: (B, T, H, D), (B, T, K, D), (B, T, K, D) -> (B, T, H + 2 K, D)."""
     q, k, v = (x.contiguous() for x in (q, k, v))
     out = q.new_empty(*q.shape[:2], q.shape[2] + 2 * k.shape[2], q.shape[3])
-    _over_rows(_rotate_back, q, k, v, cos, sin, out)
+    over_rows(_rotate_back, q, k, v, cos, sin, out)
     return out
 
 
 # ---------------------------------------------------------------- threads
 
 
-def _over_rows(kernel: Callable[..., None], *tensors: Tensor, whole: Sequence[Tensor] = (), **numbers: Any) -> None:
+def over_rows(kernel: Callable[..., None], *tensors: Tensor, whole: Sequence[Tensor] = (), **numbers: Any) -> None:
     """Call `kernel(*rows of each tensor, *whole tensors, *numbers)` in as many threads as torch has; threads get whole blocks of `at` rows, where it is given.
+
+    Whether threads are worth it is told by the size of the first tensor.
 
     No parameter may come here: memory that numpy has seen cannot be resized any more, which is how FSDP frees it.
     """
@@ -86,7 +88,6 @@ def _over_rows(kernel: Callable[..., None], *tensors: Tensor, whole: Sequence[Te
     rest = (*(t.detach().numpy() for t in whole), *numbers.values())
     others = [_pool(os.getpid()).submit(kernel, *part, *rest) for part in parts[1:]]
     kernel(*parts[0], *rest)
-    wait(others)
     for other in others:
         other.result()
 
@@ -105,8 +106,21 @@ _LOG2_E, _HALF, _ONE, _LEAST, _MOST = (np.float32(v) for v in (1 / log(2), 0.5, 
 _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 
 
-@_compiled
-def _sigmoids(x, power, bits, out):
+@compiled
+def exponentials(x, most, power, bits):
+    """x = exp(x - most), where nothing in x is above `most`; `bits` is `power` seen as whole numbers."""
+    for j in range(len(x)):
+        t = max((x[j] - most) * _LOG2_E, _LEAST)
+        k = np.floor(t + _HALF)
+        f = t - k
+        x[j] = ((((((_P7 * f + _P6) * f + _P5) * f + _P4) * f + _P3) * f + _P2) * f + _P1) * f + _P0
+        bits[j] = (np.int32(k) + _BIAS) << _MANTISSA
+    for j in range(len(x)):
+        x[j] *= power[j]
+
+
+@compiled
+def sigmoids(x, power, bits, out):
     """out = 1 / (1 + exp(-x)); `bits` is `power` seen as whole numbers."""
     for j in range(len(out)):
         t = min(max(-x[j] * _LOG2_E, _LEAST), _MOST)
@@ -118,24 +132,24 @@ def _sigmoids(x, power, bits, out):
         out[j] = _ONE / (_ONE + out[j] * power[j])
 
 
-@_compiled
+@compiled
 def _swiglu(gate, up, out):
     n, width = gate.shape
     bits, s = np.empty(width, np.int32), np.empty(width, np.float32)
     power = bits.view(np.float32)
     for i in range(n):
-        _sigmoids(gate[i], power, bits, s)
+        sigmoids(gate[i], power, bits, s)
         for j in range(width):
             out[i, j] = gate[i, j] * s[j] * up[i, j]
 
 
-@_compiled
+@compiled
 def _swiglu_backward(gate, up, by_out):
     n, width = gate.shape
     bits, s = np.empty(width, np.int32), np.empty(width, np.float32)
     power = bits.view(np.float32)
     for i in range(n):
-        _sigmoids(gate[i], power, bits, s)
+        sigmoids(gate[i], power, bits, s)
         for j in range(width):
             silu, by, other = gate[i, j] * s[j], by_out[i, j], up[i, j]
             by_out[i, j] = silu * other
@@ -143,7 +157,7 @@ def _swiglu_backward(gate, up, by_out):
             gate[i, j] = by * other * (s[j] + silu * (_ONE - s[j]))
 
 
-@_compiled
+@compiled
 def _normalise(x, unit, scaled, inverse, weight, epsilon):
     n, width = x.shape
     for i in range(n):
@@ -157,7 +171,7 @@ def _normalise(x, unit, scaled, inverse, weight, epsilon):
             scaled[i, j] = one * weight[j]
 
 
-@_compiled
+@compiled
 def _normalise_backward(unit, inverse, by_scaled, by_x, out, block, weight, by_weight):
     n, width = unit.shape
     for i in range(n):
@@ -171,7 +185,7 @@ def _normalise_backward(unit, inverse, by_scaled, by_x, out, block, weight, by_w
             out[i, j] = by_x[i, j] + inverse[i] * (by_scaled[i, j] * weight[j] - unit[i, j] * along)
 
 
-@_compiled
+@compiled
 def _rotate(x, cos, sin, heads):
     n, length, _, width = x.shape
     half = width // 2
@@ -186,7 +200,7 @@ def _rotate(x, cos, sin, heads):
                     head[half + i] = other * c[i] + one * s[i]
 
 
-@_compiled
+@compiled
 def _rotate_back(q, k, v, cos, sin, out):
     n, length, heads, width = q.shape
     groups, half = k.shape[2], width // 2
