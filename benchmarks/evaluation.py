@@ -1,10 +1,11 @@
-"""The full official suites through Modelyard and through lm-eval's command line: the same model, settings and machine, in turns; and whether the numbers are the same.
+"""The full official suites through Modelyard and through lm-eval's command line: the same model, settings and machine, in turns; and whether the numbers are
+the same.
 
     MODELYARD_HUB_MIRROR=DIR .venv/bin/python -m benchmarks.evaluation --model FOLDER [--suites gsm8k humaneval mmlu] [--limit N] [--rounds 1]
 
-Each side is a whole process, imports and data included, with two threads. lm-eval's command line reads the mirror by definitions that include the official ones and change
-nothing but the place of the data; off-line it cannot load HumanEval's metric, so there it gets one that runs nothing, which is to its advantage.
-Prints `ratio NAME VALUE BAR` (its seconds by ours) and writes the section Evaluation of benchmarks/RESULTS.md.
+Each side is a whole process, imports and data included, with two threads. lm-eval's command line reads the mirror by definitions that include the official
+ones and change nothing but the place of the data; off-line it cannot load HumanEval's metric, so there it gets one that runs nothing, which is to its
+advantage. Prints `ratio NAME VALUE BAR` (its seconds by ours) and writes the section Evaluation of benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def main() -> None:
             rows.append(_compared(suite, mine, found, costs))
             print(rows[-1]["line"], flush=True)
     head = [
-        "| suite | items | Modelyard: s (CPU s, MiB) | lm_eval: s (CPU s, MiB) | ratio | of CPU s | bar | score, Modelyard | score, lm_eval | the same to the last digit |",
+        "| suite | items | Modelyard: s (CPU s, MiB) | lm_eval: s (CPU s, MiB) | ratio | of CPU s | bar | score, Modelyard | score, lm_eval | the same "
+        "to the last digit |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     write_section("Evaluation", "\n".join([_about(options, load), "", *head, *(row["line"] for row in rows)]))
@@ -89,8 +91,10 @@ def _about(options: argparse.Namespace, load: float) -> str:
     parameters = sum(path.stat().st_size for path in options.model.glob("*.safetensors")) / 4e6
     part = f"the first {options.limit} items of each task" if options.limit else "every item"
     return (
-        f"{machine()}; {options.threads} threads, load {load:.1f} when begun; {versions}. A model of {parameters:.1f}M parameters, plain text, {part}, at most {NEW_TOKENS} new tokens, "
-        f"batches of {BATCH}, {options.rounds} round(s) in turns. Seconds are of the whole process, by the clock and of the processor. HumanEval runs its programs in the sandbox on our side and not at all on theirs."
+        f"{machine()}; {options.threads} threads, load {load:.1f} when begun; {versions}. A model of {parameters:.1f}M parameters, plain text, {part}, "
+        f"at most {NEW_TOKENS} new tokens, "
+        f"batches of {BATCH}, {options.rounds} round(s) in turns. Seconds are of the whole process, by the clock and of the processor. HumanEval runs "
+        f"its programs in the sandbox on our side and not at all on theirs."
     )
 
 
@@ -144,7 +148,8 @@ def _theirs(suite: str, options: argparse.Namespace, folder: Path) -> tuple[dict
     command = [
         sys.executable, "-c", THEIRS, "run", "--model", "hf", "--model_args", f"pretrained={options.model},dtype=float32", "--tasks", suite, "--device", "cpu",
         "--batch_size", str(BATCH), "--include_path", str(definitions), "--output_path", str(out), "--confirm_run_unsafe_code",
-        *(["--gen_kwargs", f"max_gen_toks={NEW_TOKENS}"] if suite in ("gsm8k", "humaneval") else []), *(["--limit", str(options.limit)] if options.limit else []),
+        *(["--gen_kwargs", f"max_gen_toks={NEW_TOKENS}"] if suite in ("gsm8k", "humaneval") else []),
+        *(["--limit", str(options.limit)] if options.limit else []),
     ]  # fmt: skip
     took = _timed(command, folder, HF_ALLOW_CODE_EVAL="1", OMP_NUM_THREADS=str(options.threads))
     (path,) = out.rglob("results_*.json")
@@ -157,7 +162,10 @@ def _compared(suite: str, mine: dict[str, Any], found: dict[str, Any], costs: di
     key = mine["metric"] if "," in mine["metric"] else next(name for name in found if name.startswith(f"{mine['metric']},"))
     same = "its metric ran nothing" if suite == "humaneval" else "yes" if found[key] == mine["score"] else f"no: {found[key] - mine['score']:+.2g}"
     ratio, of_cpu = (median(theirs[k] / ours[k] for ours, theirs in zip(costs["ours"], costs["theirs"], strict=True)) for k in (0, 1))
-    shown = {side: f"{median(c.seconds for c in cost):.0f} ({median(c.cpu_seconds for c in cost):.0f}, {max(c.memory_mb for c in cost):,.0f})" for side, cost in costs.items()}
+    shown = {
+        side: f"{median(c.seconds for c in cost):.0f} ({median(c.cpu_seconds for c in cost):.0f}, {max(c.memory_mb for c in cost):,.0f})"
+        for side, cost in costs.items()
+    }
     cells = [
         suite, f"{mine['items']:,}", shown["ours"], shown["theirs"], f"{ratio:.2f}", f"{of_cpu:.2f}", f"{BARS.get(suite, '')}",
         repr(mine["score"]), "" if suite == "humaneval" else repr(found[key]), same,

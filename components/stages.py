@@ -261,10 +261,10 @@ def _evaluate(job: Job, out: Path, run_id: str) -> Outcome:
     _use_threads(job)
     models = {name: _path(job, name) for name in ("base", "chat", "policy") if name in job.inputs}
     config = EvalConfig.model_validate(job.config["evals"])
+    tokens, overlap = (_path(job, name) if name in job.inputs else None for name in ("tokens", "overlap"))  # a model alone has no line
     return harness.run(
-        config, models, _path(job, "benchmarks"), _path(job, "tokens"), out, say, config.fewshot_seed,
-        overlap=_path(job, "overlap"), cache=home() / "measured", rate_toxicity=_rater(config),
-    )  # fmt: skip
+        config, models, _path(job, "benchmarks"), tokens, out, say, config.fewshot_seed, overlap=overlap, cache=home() / "measured", rate_toxicity=_rater(config)
+    )
 
 
 def _noise(job: Job, out: Path, run_id: str) -> Outcome:
@@ -292,7 +292,7 @@ def _release(job: Job, out: Path, run_id: str) -> Outcome:
             decision = gate.Decision(action="promote", reason="it is the champion already")
         else:
             folder = champion and models.evidence(config.model_name, champion["version"])
-            before = evidence.restore(folder) if folder else champion and evidence.Evidence(champion["scores"])
+            before = evidence.restore(folder) if folder and (folder / "evidence.json").is_file() else champion and evidence.Evidence(champion["scores"])
             decision = gate.decide(found.with_figures(**measured), before, config.policy, config.noise)
         kept.parent.mkdir(exist_ok=True)
         temporary = kept.with_suffix(".tmp")
@@ -376,7 +376,8 @@ def _check_inputs(job: Job) -> None:
         folder = Path(part.path)
         if not folder.exists():
             raise BadInput(f"{job.stage}: its input `{name}` ({folder}) does not exist, so there is nothing to start from. Run the earlier stages: modelyard run RECIPE")
-        if name != "weights" and job.stage not in ("feedback", "rate") and (folder / "record.json").exists() and (damage := Record.read(folder).damage()):
+        is_ours = name != "weights" and job.stage not in ("feedback", "rate") and (folder / "record.json").exists()
+        if is_ours and (record := Record.read(folder)).folder == folder.absolute() and (damage := record.damage()):  # a copy elsewhere is known by its files' hash
             raise BadInput(
                 f"{job.stage}: its input `{name}` is damaged: in {folder}, {damage}. Training on it would give another model than the record says. "
                 "Run the recipe again with `modelyard run`: the damaged stage is redone"

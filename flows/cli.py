@@ -108,7 +108,7 @@ def show(
 
 @app.command()
 def compare(
-    models: Annotated[list[str], typer.Argument(help="Two or more: models:/NAME@ALIAS, models:/NAME/VERSION, a recipe's file, a run, or a stage's folder; NAME#base asks for another model of that evaluation.")],
+    models: Annotated[list[str], typer.Argument(help="Two or more: models:/NAME@ALIAS or /VERSION, a recipe's file, a run, a stage's folder; NAME#base: its base model.")],
     items: Annotated[int, typer.Option(help="Items won, and as many lost, shown on the page by suite and model.")] = 20,
     noise: Annotated[Path | None, typer.Option(help="Noise floor (modelyard gate noise) that widens the intervals.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the page; under .modelyard/comparisons unless told.")] = None,
@@ -147,6 +147,32 @@ def feedback(
         asked = FeedbackConfig.load(config, sets or [])
         root()
         _gather(asked, Resources(threads=threads))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder, models:/NAME/VERSION, or a hub id in the mirror.")],
+    suites: Annotated[list[str], typer.Argument(help="Tasks, groups or tags of lm-eval, read from MODELYARD_HUB_MIRROR.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="a=value", help="An option of the section evals, such as limit=100; may be given many times.")] = None,
+    threads: Threads = 0,
+) -> None:
+    """Measure any model on any suites of lm-eval by their names; what was measured already is reused."""
+    with errors_told():
+        from components.schema.recipe import evals_from
+
+        config = evals_from(suites, sets or [])
+        root()
+        console = _console()
+        with _flows(console) as (_, screen):
+            from flows.evaluate import evaluate_model
+
+            record = evaluate_model(config, model, Run(recipe_name="evaluate", resources=Resources(threads=threads)))
+        found = screen.results["evaluate"]["verdict"]
+        console.print(f"evaluate: {found.action}: {found.reason}", highlight=False)
+        for by_suite in record.figures["scores"].values():
+            for suite, score in by_suite.items():
+                print(f"{suite:30} {score['metric']:24} {score['score']:.4f} ± {score['stderr']:.4f}  {score['items']:,} items")
+        print(f"Every item: {record.folder / 'items'}\nNext: modelyard compare {record.folder.name} ...")
 
 
 @app.command()

@@ -120,7 +120,10 @@ def _of_stage(folder: Path, role: str | None) -> Found:
     if record.stage == "release":
         report = next((home() / "stages").glob(f"evaluate-{record.inputs['report'][:16]}"), None)
         if report is None:
-            raise BadInput(f"compare: the evaluation behind {folder.name} is gone from {home() / 'stages'}, so its items cannot be read. Run its recipe again: modelyard run RECIPE")
+            raise BadInput(
+                f"compare: the evaluation behind {folder.name} is gone from {home() / 'stages'}, so its items cannot be read. "
+                "Run its recipe again: modelyard run RECIPE"
+            )
         return Found(report, role or record.config["role"])
     found, measured_as = _evaluation_of(record.identity, folder.name)
     return Found(found, role or measured_as)
@@ -135,8 +138,8 @@ def _evaluation_of(identity: str, name: str) -> tuple[Path, str]:
         if roles:
             return path.parent, roles[-1]
     raise BadInput(
-        f"compare: no evaluation in {home() / 'stages'} has measured {name}, so there is nothing to compare. Run the recipe that made it, with `evals`: modelyard run RECIPE; "
-        "or give the evaluate folder itself"
+        f"compare: no evaluation in {home() / 'stages'} has measured {name}, so there is nothing to compare. "
+        "Run the recipe that made it, with `evals`: modelyard run RECIPE; or give the evaluate folder itself"
     )
 
 
@@ -145,7 +148,10 @@ def _of_run(run: str, name: str) -> Path:
     runs = sorted((home() / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime)
     found = [path for path in runs if run in ("latest", path.stem) or path.stem.rpartition("-")[0] == run]
     if not found and name.endswith((".yaml", ".yml")):
-        raise BadInput(f"compare: {name} as it stands now was not run here, so it has no scores. Run it first: modelyard run {name}; or name an earlier run of it: {_list(path.stem for path in runs)}")
+        raise BadInput(
+            f"compare: {name} as it stands now was not run here, so it has no scores. Run it first: modelyard run {name}; "
+            f"or name an earlier run of it: {_list(path.stem for path in runs)}"
+        )
     if not found:
         raise BadInput(f"compare: {name!r} is nothing that was evaluated here. Give {FORMS}. Runs here: {_list(path.stem for path in runs)}")
     stages: dict[str, Any] = json.loads(found[-1].read_text())["stages"]
@@ -227,7 +233,10 @@ def _noise(path: Path | None) -> NoiseFloor | None:
     try:
         return NoiseFloor.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise BadInput(f"compare: {path} is no noise floor ({str(error).splitlines()[0]}), so it cannot widen anything. Give what `modelyard gate noise` wrote, or leave --noise out") from None
+        raise BadInput(
+            f"compare: {path} is no noise floor ({str(error).splitlines()[0]}), so it cannot widen anything. "
+            "Give what `modelyard gate noise` wrote, or leave --noise out"
+        ) from None
 
 
 def _name(reports: Sequence[Report]) -> str:

@@ -14,5 +14,5 @@ from flows.tasks import run_stage
 
 @flow(name="release", flow_run_name="release {run.recipe_name}")
 def release(config: GateConfig, models: dict[str, Artifact], report: Artifact, run: Run = Run()) -> Record:
-    """Register the last of the models as challenger; it becomes champion where no suite is worse than the champion's beyond noise."""
+    """Register the last of the models as challenger; it becomes champion where the gate's policy says so, or waits for a person."""
     return release_card(run_stage(jobs.release(config, models, report, run)))

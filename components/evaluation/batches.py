@@ -33,7 +33,9 @@ def rows_that_fit(model: PreTrainedModel, room: int = 0) -> Callable[[int], int]
     width, layers = getattr(config, "hidden_size", 1024), getattr(config, "num_hidden_layers", 24)
     inner, heads = getattr(config, "intermediate_size", None) or 4 * width, getattr(config, "num_attention_heads", 16)
     item = torch.finfo(model.dtype).bits // 8
-    total = torch.cuda.get_device_properties(model.device).total_memory if model.device.type == "cuda" else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = (
+        torch.cuda.get_device_properties(model.device).total_memory if model.device.type == "cuda" else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
     cache = 2 * layers * width if room else 0
     most = CPU_TOKENS if model.device.type == "cpu" and not room else None
 

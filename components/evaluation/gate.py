@@ -11,8 +11,8 @@
    Something worse: hold. Something neither worse nor no worse: ask, or hold. Nothing better: hold, or ask. Else: promote.
 
 So, with one evaluation each and margins named beforehand, a model without any change is promoted with a chance of at most error_rate, and so is one that
-is worse by a margin anywhere; tests/evaluation/test_power.py measures both. Right and wrong are tested exactly (McNemar) and by Tango's score test, graded
-scores by the paired bootstrap. Scores without items count as independent samples, and the reason says so. A measured noise floor widens everything.
+is worse by a margin anywhere; tests/evaluation/test_power.py measures both. Whether there is any difference is tested exactly (McNemar for right and wrong, random swaps for
+graded scores), margins by Tango's score test or the paired bootstrap. Scores without items count as independent samples, and the reason says so. A measured noise floor widens everything.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from components.evaluation.statistics import (
     p_with_noise,
     paired_share_difference,
     share_p,
+    sign_flip,
     unpaired_difference,
     unpaired_p,
     widened,
@@ -196,7 +197,9 @@ def _paired(suite: str, mine: np.ndarray, theirs: np.ndarray, policy: Policy) ->
         return _Pair(lambda margin: share_p(mine, theirs, margin), share_p(theirs, mine), paired_share_difference(mine, theirs, level), len(mine), won, lost)
     won, lost = int((mine > theirs).sum()), int((mine < theirs).sum())
     drawn = PairedBootstrap(mine, theirs)
-    return _Pair(drawn.p, drawn.p_reversed(), drawn.interval(level), len(mine), won, lost)
+    if policy.test == "bootstrap":
+        return _Pair(drawn.p, drawn.p_reversed(), drawn.interval(level), len(mine), won, lost)
+    return _Pair(lambda margin: drawn.p(margin) if margin else sign_flip(mine, theirs), sign_flip(theirs, mine), drawn.interval(level), len(mine), won, lost)
 
 
 def _unpaired(mine: Mapping[str, Any], theirs: Mapping[str, Any], upwards: bool, policy: Policy) -> _Pair:

@@ -65,7 +65,7 @@ def run(
     config: EvalConfig,
     models: Mapping[str, Path],
     benchmarks: Path,
-    tokens: Path,
+    tokens: Path | None,
     out: Path,
     emit: Emit,
     seed: int,
@@ -76,8 +76,8 @@ def run(
 ) -> Outcome:
     """Measure every model on every suite. `models` by role; the role "base" is the only one read without a chat template.
 
-    `seed` draws worked examples. `overlap`: what the data line found of each item in the training text. `cache`: where results are kept for other runs.
-    `rate_toxicity`: scores texts for the probe of that name.
+    `seed` draws worked examples. `tokens`: held-out text; None = it is not measured. `overlap`: what the data line found of each item in the training text.
+    `cache`: where results are kept for other runs. `rate_toxicity`: scores texts for the probe of that name.
     Errors: BadInput, before any model is loaded, where a suite's data is absent or this host cannot isolate programs.
     """
     with ExitStack() as stack:
@@ -95,13 +95,17 @@ def run(
         asking.progress.finish()
     figures = {
         "scores": {role: one.scores for role, one in told.items()},
-        "perplexity": {role: one.perplexity for role, one in told.items()},
+        "perplexity": {role: one.perplexity for role, one in told.items() if tokens},
         **({"probes": {role: one.probes for role, one in told.items()}} if config.probes else {}),
         "tasks": {suite: _version(loaded) for suite, loaded in suites.items()},
         "lm_eval": lm_eval.__version__,
         "settings": _settings(config, models, suites, seed),
     }
-    return Outcome(figures=figures, samples=tuple(sample for one in told.values() for sample in one.samples), execution={"seconds": {role: one.seconds for role, one in told.items()}})
+    return Outcome(
+        figures=figures,
+        samples=tuple(sample for one in told.values() for sample in one.samples),
+        execution={"seconds": {role: one.seconds for role, one in told.items()}},
+    )
 
 
 @dataclass
@@ -125,25 +129,49 @@ class _Asking:
     """The loaded suites, and how one model after another is asked them."""
 
     def __init__(
-        self, config: EvalConfig, suites: Mapping[str, Any], seed: int, out: Path, kept: Path, overlap: Overlap, code_eval: SandboxedCodeEval, emit: Emit, models: int
+        self,
+        config: EvalConfig,
+        suites: Mapping[str, Any],
+        seed: int,
+        out: Path,
+        kept: Path,
+        overlap: Overlap,
+        code_eval: SandboxedCodeEval,
+        emit: Emit,
+        models: int,
     ) -> None:
-        self.config, self.suites, self.seed, self.out, self.kept, self.overlap, self.code_eval, self.emit = config, suites, seed, out, kept, overlap, code_eval, emit
+        self.config, self.suites, self.seed, self.out, self.kept, self.overlap, self.code_eval, self.emit = (
+            config,
+            suites,
+            seed,
+            out,
+            kept,
+            overlap,
+            code_eval,
+            emit,
+        )
         self.ids = {suite: {name: item_ids(task, config.limit) for name, task in loaded["tasks"].items()} for suite, loaded in suites.items()}
         self.counts = {suite: sum(map(len, tasks.values())) for suite, tasks in self.ids.items()}
         self.progress = Progress(emit, total=models * sum(self.counts.values()))
 
-    def model(self, role: str, folder: Path, tokens: Path, device: str | None, rate_toxicity: probes.RateToxicity | None) -> _Told:
+    def model(self, role: str, folder: Path, tokens: Path | None, device: str | None, rate_toxicity: probes.RateToxicity | None) -> _Told:
         """Every suite, held-out text and the probes. Errors: BadInput."""
         told, rows, chat = _Told(), {}, _reads_template(self.config, role)
         lm = load_model(folder, self.config.batch_size, device)
         _check_room(lm, folder, self.config, self.suites)
+        if chat and not lm.tokenizer.chat_template:
+            raise BadInput(
+                f"evaluation: {folder} ({role}) is to be asked through its chat template, and its tokenizer has none: no prompt could be built. Set "
+                f"evals.chat_template to false"
+            )
         made_by = model_md5(folder)
         with threads_for(lm):
             for suite in self.suites:
                 with told.timed(suite):
                     told.scores[suite], rows[suite] = self.suite(lm, role, suite, chat, made_by)
             with told.timed("perplexity"):
-                told.perplexity = perplexity(lm, tokens, self.config.perplexity_sequences, self.config.batch_size)
+                if tokens:
+                    told.perplexity = perplexity(lm, tokens, self.config.perplexity_sequences, self.config.batch_size)
             if self.config.probes:
                 with told.timed("probes"):
                     lm.on_share, lm.journal = lambda share: None, Journal(None)
@@ -157,7 +185,7 @@ class _Asking:
         settings = {"batch_size": self.config.batch_size, "device": lm.device.type, "revision": REVISIONS["evaluate"]}
         kept = self.kept / digest({"model": made_by, "suite": identity(loaded, self.config, self.seed, chat, self.ids[suite]), "settings": settings})
         if not (kept / "score.json").is_file():
-            lm.journal = Journal(kept / "journal")
+            lm.journal, lm.counted = Journal(kept / "journal"), {}
             _keep(measure(lm, suite, loaded, chat, self.config.limit, self.code_eval, self.seed), kept)
         changes_rows = {name: bool(task.get_config("process_docs")) for name, task in loaded["tasks"].items()}
         rows = rows_of.with_ids(self.overlap.joined(rows_of.read(kept / "items.parquet"), changes_rows), self.ids[suite])
@@ -203,10 +231,13 @@ def _keep(result: dict[str, Any], folder: Path) -> None:
 
 
 def model_md5(folder: Path) -> str:
-    """What a model is: the md5 of its weights, configuration and tokenizer; from its record, where it has one."""
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and path.name != "record.json")
-    record = Record.read(folder).files if (folder / "record.json").is_file() else {}
-    return digest({name: record[name].md5 if name in record else file_md5(folder / name) for name in names})
+    """What a model is: the md5 of its weights, configuration and tokenizer; from its record, where it is a stage's own folder."""
+    names = sorted(
+        path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt") and path.name != "record.json"
+    )
+    record = Record.read(folder) if (folder / "record.json").is_file() else None
+    known = record.files if record and record.folder == folder.absolute() else {}  # a copy may have been changed
+    return digest({name: known[name].md5 if name in known else file_md5(folder / name) for name in names})
 
 
 def _samples(role: str, rows: Mapping[str, list[dict[str, Any]]]) -> list[Sample]:
@@ -242,8 +273,9 @@ def _settings(config: EvalConfig, models: Mapping[str, Path], suites: Mapping[st
 # ---------------------------------------------------------------- before and around it
 
 
-def _check_inputs(config: EvalConfig, tokens: Path) -> None:
-    heldout_sequences(tokens, 1, 1)
+def _check_inputs(config: EvalConfig, tokens: Path | None) -> None:
+    if tokens:
+        heldout_sequences(tokens, 1, 1)
     if any([runs_code(suite, config) for suite in config.suites]):  # all of them, as one may be refused
         require_sandbox()
 
@@ -260,7 +292,8 @@ def _check_room(lm: LocalModel, folder: Path, config: EvalConfig, suites: Mappin
             room = (task.get_config("generation_kwargs") or {}).get("max_gen_toks", lm.max_gen_toks) if task.OUTPUT_TYPE == "generate_until" else 0
             if room >= lm.max_length:
                 raise BadInput(
-                    f"evaluation: {suite} asks for answers of {room} tokens, which leaves no room for a prompt in the {lm.max_length} tokens that {folder} reads. "
+                    f"evaluation: {suite} asks for answers of {room} tokens, which leaves no room for a prompt in the {lm.max_length} tokens that "
+                    f"{folder} reads. "
                     f"Set evals.max_new_tokens to less than {lm.max_length}"
                 )
 

@@ -1,13 +1,13 @@
 """Per-item results: one row for each question, in one Parquet file for each model and suite.
 
-    task        lm-eval's task, such as mmlu_anatomy           id        its number there (doc_id)
-    item        md5 of the document: the same question in another run has the same
-    question    what is asked, alone                            prompt    what the model read, worked examples and template included
-    target      the right answer                                output    the answer: what was generated, or the likeliest choice
-    score       the suite's first metric on this item; null where it has none (see `value`)
-    truncated   whether the prompt lost its beginning to the model's context
-    choices     the choices and                                 logprobs  their log-likelihoods in nats (empty for generated answers)
-    overlap     share of the item's n-grams that stand in one training text; null = nobody looked
+task        lm-eval's task, such as mmlu_anatomy           id        its number there (doc_id)
+item        md5 of the document: the same question in another run has the same
+question    what is asked, alone                            prompt    what the model read, worked examples and template included
+target      the right answer                                output    the answer: what was generated, or the likeliest choice
+score       the suite's first metric on this item; null where it has none (see `value`)
+truncated   whether the prompt lost its beginning to the model's context
+choices     the choices and                                 logprobs  their log-likelihoods in nats (empty for generated answers)
+overlap     share of the item's n-grams that stand in one training text; null = nobody looked
 """
 
 from __future__ import annotations
@@ -75,7 +75,14 @@ def from_samples(lm: Any, task: Any, samples: list[dict[str, Any]], metric: str)
 
 def _row(task: Any, sample: Mapping[str, Any], metric: str) -> Row:
     doc, arguments = sample["doc"], sample["arguments"]
-    row = {"task": task.task_name, "id": sample["doc_id"], "prompt": _text(arguments[0][0]), "score": value(sample.get(metric), metric), "choices": [], "logprobs": []}
+    row = {
+        "task": task.task_name,
+        "id": sample["doc_id"],
+        "prompt": _text(arguments[0][0]),
+        "score": value(sample.get(metric), metric),
+        "choices": [],
+        "logprobs": [],
+    }
     if task.OUTPUT_TYPE != "multiple_choice":
         question = "" if task.OUTPUT_TYPE == "loglikelihood_rolling" else _text(task.doc_to_text(doc))
         return {**row, "question": question, "target": _text(sample["target"]), "output": _output(task, sample)}
@@ -121,7 +128,10 @@ def _truncated(lm: Any, task: Any, samples: list[dict[str, Any]]) -> list[bool]:
     firsts = [sample["arguments"][0] for sample in samples]
     if task.OUTPUT_TYPE == "generate_until":
         lengths = lm.lengths([prompt for prompt, _ in firsts])
-        return [length > lm.max_length - normalize_gen_kwargs(options, lm.max_gen_toks)["max_gen_toks"] for length, (_, options) in zip(lengths, firsts, strict=True)]
+        return [
+            length > lm.max_length - normalize_gen_kwargs(options, lm.max_gen_toks)["max_gen_toks"]
+            for length, (_, options) in zip(lengths, firsts, strict=True)
+        ]
     return [length > lm.max_length + 1 for length in lm.lengths([prompt + answer for prompt, answer in firsts])]
 
 

@@ -3,12 +3,13 @@
 What differs from HFLM is only how the work is laid out:
 
 - texts are tokenized together, and a text that many requests share once;
-- answers are generated with the decoder that training samples with (models/decoding.py); a row leaves the batch at its own first stop string, where HFLM goes on
-  until every row of the batch has stopped by the same one (the text is cut at the first stop either way);
+- answers are generated with the decoder that training samples with (models/decoding.py); a row leaves the batch at its own first stop string, where HFLM
+  goes on until every row of the batch has stopped by the same one (the text is cut at the first stop either way);
 - choices that share a prompt share its computation (likelihood.py), and vocabulary scores are made only where an answer is scored;
 - batches hold requests of like length, as many as memory takes; on a CPU they are computed side by side, one thread each.
 
-Requests that ask for sampling or beams go to HFLM's own code. What was answered is written to a journal batch by batch, so a killed run goes on where it was.
+Requests that ask for sampling or beams go to HFLM's own code. What was answered is written to a journal batch by batch, so a killed run goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -59,12 +60,13 @@ class LocalModel(HFLM):
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.on_share: Callable[[float], None] = lambda share: None  # told the share of a call's requests that each batch was
         self.journal = Journal(None)
+        self.counted: dict[str, int] = {}  # tokens of every text that was tokenized, until somebody clears it
         self.at_once = torch.get_num_threads() if self.device.type == "cpu" else 1  # batches that are computed side by side
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Tokens of each text."""
-        ids = self._encode_all(texts)
-        return [len(ids[text]) for text in texts]
+        self._encode_all([text for text in texts if text not in self.counted])
+        return [self.counted[text] for text in texts]
 
     # ---------------------------------------------------------------- likelihood
 
@@ -94,6 +96,7 @@ class LocalModel(HFLM):
             for start in range(0, len(part), TEXTS_AT_ONCE):
                 some = part[start : start + TEXTS_AT_ONCE]
                 ids.update(zip(some, self.tokenizer(some, return_attention_mask=False, return_token_type_ids=False, **special)["input_ids"], strict=True))
+        self.counted.update((text, len(tokens)) for text, tokens in ids.items())
         return ids
 
     def _encoded(self, texts: tuple[str, str], pair: tuple[str, str], ids: dict[str, list[int]]) -> tuple[tuple[str, str], list[int], list[int]]:
@@ -155,7 +158,8 @@ class LocalModel(HFLM):
         room = options["max_gen_toks"]
         if room >= self.max_length:
             raise BadInput(
-                f"evaluation: {requests[0].task_name} asks for answers of {room} tokens, which leaves no room for a prompt in the {self.max_length} that the model reads. "
+                f"evaluation: {requests[0].task_name} asks for answers of {room} tokens, which leaves no room for a prompt in the {self.max_length} "
+                f"that the model reads. "
                 f"Set evals.max_new_tokens to less than {self.max_length}"
             )
         ids = self._tokenized([request.args[0] for request in requests], getattr(self.tokenizer, "bos_token", None))  # as `tok_batch_encode`
@@ -189,7 +193,9 @@ class Ends:
     def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase):
         self.strings = tuple(string for string in strings if string)
         self.tokenizer = tokenizer
-        self.tail = max((len(s.encode()) for s in self.strings), default=1) + 4  # a token is a byte at least, so no string is longer; a character is four at most
+        self.tail = (
+            max((len(s.encode()) for s in self.strings), default=1) + 4
+        )  # a token is a byte at least, so no string is longer; a character is four at most
         last = {string[-1] for string in self.strings}
         texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
         everywhere = any(not c.isascii() or c.isspace() for c in last - {"\n"})  # parts of a character, and spaces that decoding drops: look each time

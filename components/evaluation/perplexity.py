@@ -1,10 +1,11 @@
 """Held-out perplexity and bits per byte over the packed token shards, as a whole and by domain.
 
-heldout.bin holds one domain after another, so the sequences measured are spread evenly over it. Each reads `context` tokens and
-predicts the `context` tokens one further on: where all of them are measured, every token but the first is predicted exactly once. The
-document separator is predicted like any other token and counts no bytes. Bits per byte can be compared between tokenizers, perplexity cannot.
+heldout.bin holds one domain after another, so the sequences measured are spread evenly over it. Each reads `context` tokens and predicts the `context`
+tokens one further on: where all of them are measured, every token but the first is predicted exactly once. The document separator is predicted like any
+other token and counts no bytes. Bits per byte can be compared between tokenizers, perplexity cannot.
 
-A domain is measured in the same way over its own shards (heldout/<domain>-00000.bin), with as many sequences as its share of the whole would be, and DOMAIN_LEAST at least.
+A domain is measured in the same way over its own shards (heldout/<domain>-00000.bin), with as many sequences as its share of the whole would be, and
+DOMAIN_LEAST at least.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def _measured(lm: Any, inputs: np.ndarray, targets: np.ndarray, batch_size: int)
         wanted = torch.from_numpy(targets[start : start + batch_size]).to(lm.device)  # (B, T)
         nats += torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum").item()
     count = targets.size
-    text_bytes = sum(len(text.encode()) for text in lm.tokenizer.batch_decode(targets.tolist(), skip_special_tokens=True))  # a character cut at a row's end counts whole
+    text_bytes = sum(
+        len(text.encode()) for text in lm.tokenizer.batch_decode(targets.tolist(), skip_special_tokens=True)
+    )  # a character cut at a row's end counts whole
     return {"bits_per_byte": nats / math.log(2) / text_bytes, "perplexity": math.exp(nats / count), "tokens": count}
 
 
@@ -55,7 +58,9 @@ def heldout_sequences(tokens: Path, sequences: int, context: int) -> tuple[np.nd
     try:
         stream = np.memmap(tokens / "heldout.bin", dtype=_dtype(tokens), mode="r")
     except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"evaluation: {tokens} holds no readable heldout.bin and tokens.json ({error}): perplexity cannot be measured. Run the data stages") from None
+        raise BadInput(
+            f"evaluation: {tokens} holds no readable heldout.bin and tokens.json ({error}): perplexity cannot be measured. Run the data stages"
+        ) from None
     inputs, targets = _spread(stream, sequences, context)
     if not len(inputs):
         raise BadInput(

@@ -79,7 +79,9 @@ def with_overlap(score: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str,
     values = [row["score"] for row in rows]
     if not told or None in values or not math.isclose(float(np.mean(values)), score["score"], rel_tol=1e-6, abs_tol=1e-9):
         return score
-    parts = {name: [row["score"] for row in told if row["contaminated"] is is_contaminated] for name, is_contaminated in (("clean", False), ("contaminated", True))}
+    parts = {
+        name: [row["score"] for row in told if row["contaminated"] is is_contaminated] for name, is_contaminated in (("clean", False), ("contaminated", True))
+    }
     return {**score, **{name: _mean(part) for name, part in parts.items()}}
 
 

@@ -1,12 +1,13 @@
 """What each suite is: lm-eval's own definition, by its name, on data that lies here.
 
-A suite is any task, group or tag of lm-eval, a definition of one's own in its format, or a mini suite. The definition is taken as it is: prompts, worked examples,
-stop strings, filters and metrics are lm-eval's, and no suite has code of its own here. What changes is where its dataset is read: `datasets.load_dataset`, which
-every definition ends in, is answered from the benchmarks folder (a snapshot in DVC), then from the mirror that MODELYARD_HUB_MIRROR names. Nothing asks the network.
+A suite is any task, group or tag of lm-eval, a definition of one's own in its format, or a mini suite. The definition is taken as it is: prompts, worked
+examples, stop strings, filters and metrics are lm-eval's, and no suite has code of its own here. What changes is where its dataset is read:
+`datasets.load_dataset`, which every definition ends in, is answered from the benchmarks folder (a snapshot in DVC), then from the mirror that
+MODELYARD_HUB_MIRROR names. Nothing asks the network.
 
-The mini suites lay a few lines of ours (tasks/*.yaml) over the official files: a name, the data, and zero worked examples. mini_mmlu is lm-eval's mmlu_continuation, which
-compares the likelihood of the four answers in words: models of a few million parameters know answers long before they can point at them by letter
-(Gu et al. 2024, OLMES, arXiv:2406.08446).
+The mini suites lay a few lines of ours (tasks/*.yaml) over the official files: a name, the data, and zero worked examples. mini_mmlu is lm-eval's
+mmlu_continuation, which compares the likelihood of the four answers in words: models of a few million parameters know answers long before they can point at
+them by letter (Gu et al. 2024, OLMES, arXiv:2406.08446).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ SUBJECT_SENTENCE = "The following are questions (with answers) about {}.\n\n"  #
 def load_tasks(suites: Iterable[str], benchmarks: Path, config: EvalConfig, seed: int, work: Path) -> dict[str, dict[str, Any]]:
     """Each suite as lm-eval's own {"tasks", "groups", "group_map"}, ready for `evaluate`.
 
-    `seed` draws the worked examples; `work` holds what is written on the way. Errors: BadInput where nothing has that name, its data is absent, or it cannot be had here.
+    `seed` draws the worked examples; `work` holds what is written on the way. Errors: BadInput where nothing has that name, its data is absent, or it cannot
+    be had here.
     """
     own = own_definitions(config)
     loaded = {}
@@ -65,7 +67,8 @@ def runs_code(suite: str, config: EvalConfig) -> bool:
     for path in {path for name, path in catalogue.definitions(suite, own).items() if name in unsafe}:
         if not any(b"code_eval" in code.read_bytes() for code in path.parent.glob("*.py")):
             raise BadInput(
-                f"evaluation: suite {suite} runs what the model writes by code of its own ({path.parent.name}), where our sandbox does not reach: it would run on this "
+                f"evaluation: suite {suite} runs what the model writes by code of its own ({path.parent.name}), where our sandbox does not reach: it "
+                f"would run on this "
                 "machine unguarded. Drop it from evals.suites; suites that score by lm-eval's code_eval (humaneval, mbpp) run in the sandbox"
             )
     return bool(unsafe)
@@ -75,7 +78,10 @@ def own_definitions(config: EvalConfig) -> Path | None:
     """The folder of a person's own definitions. Errors: BadInput where it is not there."""
     folder = Path(config.definitions) if config.definitions else None
     if folder and not folder.is_dir():
-        raise BadInput(f"evaluation: evals.definitions={config.definitions} is not a folder, so its suites cannot be measured. The path is relative to {Path.cwd()}; correct it")
+        raise BadInput(
+            f"evaluation: evals.definitions={config.definitions} is not a folder, so its suites cannot be measured. The path is relative to "
+            f"{Path.cwd()}; correct it"
+        )
     return folder
 
 
@@ -163,7 +169,8 @@ def _explained(suite: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise BadInput(
-            f"evaluation: suite {suite} needs a package that is not installed ({_first_line(error)}), so it cannot be measured. Install it, or drop {suite} from evals.suites"
+            f"evaluation: suite {suite} needs a package that is not installed ({_first_line(error)}), so it cannot be measured. Install it, or drop "
+            f"{suite} from evals.suites"
         ) from error
     except Exception as error:  # a definition can fail in as many ways as it has code
         raise BadInput(
@@ -176,7 +183,8 @@ def _absent(suite: str, id: str, name: str | None, tried: list[str]) -> str:
     what = f"{id}, configuration {name}," if name else id
     mirror = "" if os.environ.get("MODELYARD_HUB_MIRROR") else "; MODELYARD_HUB_MIRROR is not set"
     return (
-        f"evaluation: suite {suite} reads {what} and that cannot be read here ({'; '.join(tried)}{mirror}): it cannot be measured. Add {suite} to data.benchmarks and run the "
+        f"evaluation: suite {suite} reads {what} and that cannot be read here ({'; '.join(tried)}{mirror}): it cannot be measured. Add {suite} to "
+        f"data.benchmarks and run the "
         "data stages again, point MODELYARD_HUB_MIRROR at a folder that holds it, or drop it from evals.suites"
     )
 

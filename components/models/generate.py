@@ -35,7 +35,8 @@ def generate(
     batch_size: int = 64,
     has_ended: HasEnded | None = None,
 ) -> list[list[int]]:
-    """The tokens that follow each prompt, up to and with the first stop token; `temperature=0` is greedy. `has_ended`: what else ends an answer, such as a string in it."""
+    """The tokens that follow each prompt, up to and with the first stop token; `temperature=0` is greedy. `has_ended`: what else ends an answer, such as a
+    string in it."""
     answers: list[list[int]] = [[] for _ in prompts]
     chances = torch.rand((len(prompts), max_new_tokens), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) if temperature > 0 else None
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))  # little padding, and equal prompts are neighbours

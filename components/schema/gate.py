@@ -34,7 +34,7 @@ class Policy(Config):
     error_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Chance, at most, of promoting a model that is no better, and of promoting one that is worse by a margin."""
     test: Literal["auto", "mcnemar", "bootstrap"] = "auto"
-    """How two models' scores on the same items are compared. mcnemar: items right and wrong, exactly. bootstrap: any scores. auto: by what the scores are."""
+    """How two models' scores on the same items are compared. mcnemar: items right and wrong, exactly. bootstrap: any scores. auto: mcnemar where it can be; else random swaps against no difference, and the bootstrap against margins."""
     margin: Annotated[float, Field(gt=0, le=1)] = 0.05
     """A suite counts as no worse where the challenger is shown to be less than this below the champion; narrow margins need many items."""
     margins: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}

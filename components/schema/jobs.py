@@ -101,7 +101,7 @@ def align(config: AlignConfig, chat: Artifact, scorers: dict[str, Artifact], dat
 
 def evaluate(config: EvalConfig, models: dict[str, Artifact], dataset: Dataset, run: Run) -> Job:
     """`models` by role: base, chat, policy. All are measured in one process, so that before and after share every setting."""
-    own = {"definitions": _folder(Path(config.definitions))} if config.definitions else {}
+    own = {"definitions": folder_artifact(Path(config.definitions))} if config.definitions else {}
     return Job(
         stage="evaluate",
         config=_plain(evals=config, seed=run.seed),
@@ -149,7 +149,7 @@ def line(recipe: Recipe, dataset: Dataset, run: Run, weights: Artifact | None = 
     return made
 
 
-def _folder(path: Path) -> Artifact:
+def folder_artifact(path: Path) -> Artifact:
     """A folder of a person's own, known by what is in it; one that is not there is told by the stage."""
     return Artifact(path=str(path), identity=digest({str(file.relative_to(path)): file_md5(file) for file in sorted(path.rglob("*")) if file.is_file() and "__pycache__" not in file.parts}))
 

@@ -149,6 +149,21 @@ def _assign(raw: dict[str, Any], assignment: str, option: str = "--set", example
     node[last] = value
 
 
+def evals_from(suites: Sequence[str], sets: Sequence[str] = ()) -> EvalConfig:
+    """The section evals for suites by name, with `a=value` options. Errors: BadInput, with one line per problem."""
+    raw: dict[str, Any] = {"suites": list(suites)}
+    for assignment in sets:
+        _assign(raw, assignment, example="limit=100")
+    try:
+        config = EvalConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(problem, EvalConfig) for problem in error.errors()]
+    else:
+        if not (lines := catalogue.check(config.suites, Path(config.definitions) if config.definitions else None)):
+            return config
+    raise BadInput(f"evaluate: {len(lines)} problem(s); nothing was started:\n" + "\n".join(f"  - {line}" for line in lines))
+
+
 def _explain(problem: Any, model: type[BaseModel]) -> str:
     """One pydantic problem as a sentence: where, what was given, what to do."""
     where = ".".join(str(part) for part in problem["loc"]) or "recipe"

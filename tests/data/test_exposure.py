@@ -10,13 +10,17 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from components.data import shards
 from components.data.decontamination import benchmarks
 from components.data.steps import run_step
 from components.schema.config import BadInput
 
 from .corpus import config_of
 
-QUESTIONS = [f"Which of the {word} stones that the old captain left behind on the island did the storm carry into the quiet harbour at night?" for word in ("red", "blue", "grey", "pale")]
+QUESTIONS = [
+    f"Which of the {word} stones that the old captain left behind on the island did the storm carry into the quiet harbour at night?"
+    for word in ("red", "blue", "grey", "pale")
+]
 
 
 def arc(i: int) -> dict[str, Any]:
@@ -71,15 +75,21 @@ def test_a_row_of_any_kind_is_an_item_with_all_its_texts(row: dict[str, Any], qu
 
 
 def test_an_item_is_found_in_documents_chats_and_preferences(hub: Path, tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    (corpus / "a.jsonl").write_text("".join(json.dumps({"text": f"{text} {'More words follow here. ' * 30}"}) + "\n" for text in ("A page about ships.", QUESTIONS[0])))
-    sources = [{"kind": "files", "path": str(corpus), "domain": "books"}]
-    config = config_of(benchmarks=["arc_easy"], sources=sources, decontaminate={"action": "report", "ngram_words": 8}, dedup={"near": False})
+    config = config_of(benchmarks=["arc_easy"], decontaminate={"action": "report", "ngram_words": 8})
     root = tmp_path / "data/own"
-    for step in ("benchmarks", "collect", "clean", "filter", "dedup", "decontaminate"):
-        run_step(step, config, root / step)
-    for kind, rows in (("chats", [{"messages": [{"role": "user", "content": QUESTIONS[1]}]}]), ("preferences", [{"prompt": [{"role": "user", "content": "Hello"}], "chosen": "a", "rejected": "b"}])):
+    run_step("benchmarks", config, root / "benchmarks")
+    texts = ("A page about ships.", QUESTIONS[0] + " More words follow here.")
+    with shards.Writer(root / "dedup") as writer:
+        writer.write(
+            shards.table_of(
+                [{"id": f"{i:016x}", "text": text, "source": "s", "domain": "books", "url": str(i), "licence": "CC0-1.0"} for i, text in enumerate(texts)]
+            )
+        )
+    run_step("decontaminate", config, root / "decontaminate")
+    for kind, rows in (
+        ("chats", [{"messages": [{"role": "user", "content": QUESTIONS[1]}]}]),
+        ("preferences", [{"prompt": [{"role": "user", "content": "Hello"}], "chosen": "a", "rejected": "b"}]),
+    ):
         (root / kind).mkdir()
         (root / kind / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run_step("overlap", config, root / "overlap")

@@ -13,12 +13,9 @@ import pyarrow.parquet as pq
 
 from components.schema.records import File, Record, digest, file_md5, folder_of, identity_of
 
-ITEM = pa.schema(
-    [
-        ("task", pa.string()), ("id", pa.int64()), ("item", pa.string()), ("question", pa.string()), ("prompt", pa.string()), ("target", pa.string()),
-        ("output", pa.string()), ("score", pa.float64()), ("truncated", pa.bool_()), ("choices", pa.list_(pa.string())), ("logprobs", pa.list_(pa.float64())), ("overlap", pa.float64()),
-    ]
-)  # fmt: skip
+TEXTS = {name: pa.string() for name in ("question", "prompt", "target", "output")}
+ANSWER = {"score": pa.float64(), "truncated": pa.bool_(), "choices": pa.list_(pa.string()), "logprobs": pa.list_(pa.float64()), "overlap": pa.float64()}
+ITEM = pa.schema({"task": pa.string(), "id": pa.int64(), "item": pa.string(), **TEXTS, **ANSWER})
 
 
 def item(task: str, number: int, score: float, **other: Any) -> dict[str, Any]:
@@ -68,17 +65,33 @@ def evaluation(
     folder.mkdir(parents=True, exist_ok=True)
     written = {str(path.relative_to(folder)): File(md5=file_md5(path), size=path.stat().st_size) for path in folder.rglob("*.parquet")}
     told = {"scores": scores, "perplexity": {}, "tasks": dict.fromkeys(next(iter(suites.values())), "1.0"), "lm_eval": "0.4.13", **(figures or {})}
-    Record(stage="evaluate", identity=identity, revision=1, config=config, inputs=inputs, files=written, figures=told, execution=dict(execution or {})).write(folder)
+    Record(stage="evaluate", identity=identity, revision=1, config=config, inputs=inputs, files=written, figures=told, execution=dict(execution or {})).write(
+        folder
+    )
     return folder
 
 
-def stage(home: Path, name: str, config: Mapping[str, Any], inputs: Mapping[str, str], execution: Mapping[str, Any] | None = None, figures: Mapping[str, Any] | None = None) -> str:
+def stage(
+    home: Path,
+    name: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    execution: Mapping[str, Any] | None = None,
+    figures: Mapping[str, Any] | None = None,
+) -> str:
     """The record of another stage; gives its identity."""
     identity = identity_of(name, config, inputs)
     folder = folder_of(name, identity)
     assert folder.is_relative_to(home)
     folder.mkdir(parents=True, exist_ok=True)
     Record(
-        stage=name, identity=identity, revision=1, config=json.loads(json.dumps(config)), inputs=dict(inputs), files={}, figures=dict(figures or {}), execution=dict(execution or {})
+        stage=name,
+        identity=identity,
+        revision=1,
+        config=json.loads(json.dumps(config)),
+        inputs=dict(inputs),
+        files={},
+        figures=dict(figures or {}),
+        execution=dict(execution or {}),
     ).write(folder)
     return identity

@@ -42,11 +42,21 @@ def boolq(i: int) -> dict[str, Any]:
 
 
 def truthful(i: int) -> dict[str, Any]:
-    return {"question": f"{sentence(i)}?", "mc1_targets": {"choices": choices(i), "labels": [1, 0, 0, 0]}, "mc2_targets": {"choices": choices(i), "labels": [1, 1, 0, 0]}}
+    return {
+        "question": f"{sentence(i)}?",
+        "mc1_targets": {"choices": choices(i), "labels": [1, 0, 0, 0]},
+        "mc2_targets": {"choices": choices(i), "labels": [1, 1, 0, 0]},
+    }
 
 
 def commonsense(i: int) -> dict[str, Any]:
-    return {"id": str(i), "question": sentence(i), "question_concept": "x", "choices": {"label": list("ABCDE"), "text": [*choices(i), "none"]}, "answerKey": "ABCDE"[i % 5]}
+    return {
+        "id": str(i),
+        "question": sentence(i),
+        "question_concept": "x",
+        "choices": {"label": list("ABCDE"), "text": [*choices(i), "none"]},
+        "answerKey": "ABCDE"[i % 5],
+    }
 
 
 def winogrande(i: int) -> dict[str, Any]:
@@ -68,9 +78,21 @@ def make(root: Path) -> Path:
     save(root, "tau/commonsense_qa", None, train=[commonsense(i) for i in few], validation=[commonsense(i) for i in many])
     save(root, "allenai/winogrande", "winogrande_xl", train=[winogrande(i) for i in few], validation=[winogrande(i) for i in many])
     save(root, "EleutherAI/hendrycks_math", "algebra", train=[maths(i) for i in few], test=[maths(i) for i in many])
-    save(root, "EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", train=[{"page": "x"}], validation=[{"page": "x"}], test=[{"page": sentence(i) * 9} for i in few])
+    save(
+        root,
+        "EleutherAI/wikitext_document_level",
+        "wikitext-2-raw-v1",
+        train=[{"page": "x"}],
+        validation=[{"page": "x"}],
+        test=[{"page": sentence(i) * 9} for i in few],
+    )
     problems = [{"question": f"Ann has {a} pens and buys {a + 1}. How many?", "answer": f"{a} + {a + 1} = {2 * a + 1}\n#### {2 * a + 1}"} for a in range(12)]
     save(root, "openai/gsm8k", "main", train=problems[:7], test=problems[7:])
     tests = [f"assert f({a}) == {a + 1}" for a in range(3)]
-    save(root, "google-research-datasets/mbpp", "full", test=[{"task_id": i, "text": f"Add {i}.", "code": f"def f(x):\n    return x + {i}", "test_list": tests} for i in range(3)])
+    save(
+        root,
+        "google-research-datasets/mbpp",
+        "full",
+        test=[{"task_id": i, "text": f"Add {i}.", "code": f"def f(x):\n    return x + {i}", "test_list": tests} for i in range(3)],
+    )
     return root

@@ -115,7 +115,8 @@ def test_p_values_are_corrected_for_the_number_of_suites_and_models(home: Path) 
 
 def test_every_model_is_held_against_the_first(home: Path) -> None:
     reports = [
-        Report.read(evaluation(home, {"policy": {"sums": answers("sums", scores)}}, {"policy": str(i) * 32}), label=str(i)) for i, scores in enumerate((RIGHT, BETTER, [0.0] * 20))
+        Report.read(evaluation(home, {"policy": {"sums": answers("sums", scores)}}, {"policy": str(i) * 32}), label=str(i))
+        for i, scores in enumerate((RIGHT, BETTER, [0.0] * 20))
     ]
     row = compare(reports).suites["sums"]
     assert row.against[0] is None
@@ -226,7 +227,10 @@ def test_second_metrics_and_scores_by_contamination_stand_beside_the_first(home:
 
 
 def test_a_measured_noise_floor_widens_its_suite_alone(home: Path) -> None:
-    suites = {name: answers(name, [1.0] * 60 + [0.0] * 40) for name in ("calm", "noisy")}, {name: answers(name, [1.0] * 80 + [0.0] * 20) for name in ("calm", "noisy")}
+    suites = (
+        {name: answers(name, [1.0] * 60 + [0.0] * 40) for name in ("calm", "noisy")},
+        {name: answers(name, [1.0] * 80 + [0.0] * 20) for name in ("calm", "noisy")},
+    )
     reports = pair(home, *suites)
     plain, widened = compare(reports), compare(reports, noise=NoiseFloor(suites={"noisy": Spread(spread=0.2, repeats=5)}))
     assert one(plain, "calm").difference == one(widened, "calm").difference
@@ -240,7 +244,9 @@ def _items_of(scores: np.ndarray) -> pd.DataFrame:
 
 
 def _row_of(name: str, first: np.ndarray, second: np.ndarray) -> Row:
-    scores = [{"metric": "acc", "score": float(got.mean()), "stderr": float(got.std(ddof=1) / math.sqrt(len(got))), "items": len(got)} for got in (first, second)]
+    scores = [
+        {"metric": "acc", "score": float(got.mean()), "stderr": float(got.std(ddof=1) / math.sqrt(len(got))), "items": len(got)} for got in (first, second)
+    ]
     return _row(name, scores, [_items_of(first), _items_of(second)], seed=0)
 
 
@@ -287,7 +293,10 @@ def test_subjects_of_a_suite_whose_items_have_no_scores_of_their_own_are_the_har
         report.scores["quiz"]["subjects"] = {name: {"score": scores, "stderr": 0.05, "items": 25} for name in ("quiz_a", "quiz_b")}
         report.items("quiz")["score"] = np.nan
     row = compare(reports).suites["quiz"]
-    assert [(subject.name, subject.against[1].difference.difference, subject.against[1].items) for subject in row.subjects] == [("quiz_a", 0.3, 0), ("quiz_b", 0.3, 0)]
+    assert [(subject.name, subject.against[1].difference.difference, subject.against[1].items) for subject in row.subjects] == [
+        ("quiz_a", 0.3, 0),
+        ("quiz_b", 0.3, 0),
+    ]
 
 
 def test_a_suite_of_one_task_has_no_subjects(home: Path) -> None:
@@ -318,7 +327,9 @@ def test_dealing_in_turn_loses_nothing() -> None:
 
 def test_one_other_option_is_one_change(home: Path) -> None:
     def made(rate: float) -> str:
-        base = stage(home, "pretrain", {"pretrain": {"steps": 10, "learning_rate": rate}, "model": {"layers": 2}, "seed": 0}, {"tokens": "t.dir", "mix": "m.dir"})
+        base = stage(
+            home, "pretrain", {"pretrain": {"steps": 10, "learning_rate": rate}, "model": {"layers": 2}, "seed": 0}, {"tokens": "t.dir", "mix": "m.dir"}
+        )
         return stage(home, "sft", {"sft": {"steps": 5}, "seed": 0}, {"base": base, "chats": "c.dir"})
 
     folders = [evaluation(home, {"chat": {"sums": answers("sums", RIGHT)}}, {"chat": made(rate)}) for rate in (1e-3, 3e-3)]
@@ -365,7 +376,10 @@ def test_a_base_model_against_a_chat_model_is_a_warning(home: Path) -> None:
 
 def test_commits_and_packages_that_differ_are_told(home: Path) -> None:
     reports = pair(home, {"sums": answers("sums", RIGHT)}, {"sums": answers("sums", RIGHT)})
-    codes = [{"git_commit": commit, "uncommitted_changes": dirty, "packages": {"torch": "2.13.0", "numpy": numpy}} for commit, dirty, numpy in (("aaa", False, "2.3"), ("bbb", True, "2.4"))]
+    codes = [
+        {"git_commit": commit, "uncommitted_changes": dirty, "packages": {"torch": "2.13.0", "numpy": numpy}}
+        for commit, dirty, numpy in (("aaa", False, "2.3"), ("bbb", True, "2.4"))
+    ]
     changes = compare([replace(report, code=code) for report, code in zip(reports, codes, strict=True)]).changes
     assert changes.code == {"git_commit": ["aaa", "bbb"], "uncommitted_changes": [False, True], "package numpy": ["2.3", "2.4"]}
     assert changes.unknown[-1].startswith("new: made with changes that were never committed")

@@ -33,7 +33,15 @@ from components.schema.evaluation import EvalConfig
 from tests.evaluation.conftest import SUMS, World, make_tokenizer, save_model
 
 SHAPE = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 40}
-REQUESTS = [([1, 2, 3, 4], [5, 6, 7]), ([1, 2, 3, 4], [5, 6, 8]), ([1, 2, 3, 4], [9]), ([1, 2, 3, 4], [10]), ([7] * 60, [3, 4]), ([7] * 60, [3, 5, 6]), ([2], [3])]
+REQUESTS = [
+    ([1, 2, 3, 4], [5, 6, 7]),
+    ([1, 2, 3, 4], [5, 6, 8]),
+    ([1, 2, 3, 4], [9]),
+    ([1, 2, 3, 4], [10]),
+    ([7] * 60, [3, 4]),
+    ([7] * 60, [3, 5, 6]),
+    ([2], [3]),
+]
 
 
 def by_hand(model: Any, prompt: list[int], answer: list[int], longest: int) -> tuple[float, bool]:
@@ -212,7 +220,14 @@ def test_another_run_takes_what_was_measured_and_only_that(world: World, tmp_pat
     again = measured(world, tmp_path / "2", world.model, cache=tmp_path / "cache")
     assert measured_suites == list(CONFIG.suites) and again.figures == first.figures
     assert (tmp_path / "1/items/base/mini_mmlu.parquet").read_bytes() == (tmp_path / "2/items/base/mini_mmlu.parquet").read_bytes()
-    for number, change in enumerate(({"model": world.other_model}, {"config": CONFIG.model_copy(update={"limit": 2})}, {"seed": 1}, {"config": CONFIG.model_copy(update={"chat_template": True})})):
+    for number, change in enumerate(
+        (
+            {"model": world.other_model},
+            {"config": CONFIG.model_copy(update={"limit": 2})},
+            {"seed": 1},
+            {"config": CONFIG.model_copy(update={"chat_template": True})},
+        )
+    ):
         measured_suites.clear()
         measured(world, tmp_path / f"c{number}", **{"model": world.model, **change}, cache=tmp_path / "cache")
         assert measured_suites == list(CONFIG.suites), change
@@ -266,12 +281,23 @@ def test_a_task_that_leaves_rows_out_is_not_joined_by_number() -> None:
 def test_a_metric_that_is_no_mean_over_items_has_no_clean_part() -> None:
     rows = [{"score": -3.0, "contaminated": False}, {"score": -2.0, "contaminated": True}]
     assert with_overlap({"score": 120.5}, rows) == {"score": 120.5}
-    assert with_overlap({"score": 0.5}, [{"score": 1.0, "contaminated": False}, {"score": 0.0, "contaminated": False}])["contaminated"] == {"score": None, "stderr": None, "items": 0}
+    assert with_overlap({"score": 0.5}, [{"score": 1.0, "contaminated": False}, {"score": 0.0, "contaminated": False}])["contaminated"] == {
+        "score": None,
+        "stderr": None,
+        "items": 0,
+    }
 
 
 @pytest.mark.parametrize(
     ("measured_value", "metric", "expected"),
-    [(1, "acc", 1.0), ((-12.0, 4), "word_perplexity", -3.0), ((2, 2), "f1", 1.0), ((0, 2), "mcc", 0.0), ((1, [0.1, 0.9]), "brier_score", None), (None, "acc", None)],
+    [
+        (1, "acc", 1.0),
+        ((-12.0, 4), "word_perplexity", -3.0),
+        ((2, 2), "f1", 1.0),
+        ((0, 2), "mcc", 0.0),
+        ((1, [0.1, 0.9]), "brier_score", None),
+        (None, "acc", None),
+    ],
 )
 def test_any_metric_on_one_item_is_a_number_or_nothing(measured_value: Any, metric: str, expected: float | None) -> None:
     assert items.value(measured_value, metric) == expected

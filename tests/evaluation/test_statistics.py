@@ -20,6 +20,7 @@ from components.evaluation.statistics import (
     paired_difference,
     paired_share_difference,
     share_p,
+    sign_flip,
     unpaired_difference,
     unpaired_p,
     widened,
@@ -43,6 +44,25 @@ def test_mcnemar_is_the_permutation_test_over_every_swap_of_the_two_models() -> 
     seen = sum(a) - sum(b)
     swaps = [sum((x - y) * sign for x, y, sign in zip(a, b, signs, strict=True)) for signs in itertools.product((1, -1), repeat=len(a))]
     assert mcnemar(a, b, "greater") == pytest.approx(sum(s >= seen for s in swaps) / len(swaps))
+
+
+def test_random_swaps_come_to_what_all_swaps_say() -> None:
+    rng = random.Random(0)
+    for values in ([0.0, 0.25, 0.5, 1.0], None):  # counted by value, and each by itself
+        a, b = ([rng.choice(values) if values else rng.random() for _ in range(14)] for _ in range(2))
+        d = [x + 0.1 - y for x, y in zip(a, b, strict=True)]
+        sums = [sum(x * sign for x, sign in zip(d, signs, strict=True)) for signs in itertools.product((1, -1), repeat=14)]
+        assert sign_flip(d, [0.0] * 14) == pytest.approx(sum(s >= sum(d) - 1e-9 for s in sums) / len(sums), abs=0.015)
+
+
+def test_random_swaps_of_right_and_wrong_are_mcnemars_test() -> None:
+    for won, lost in ((20, 9), (30, 30), (5, 0)):
+        a, b = pairs(won, lost, 200, 100)
+        assert sign_flip(a, b, resamples=40_000) == pytest.approx(mcnemar(a, b, "greater"), abs=0.008)
+
+
+def test_equal_scores_are_no_difference() -> None:
+    assert sign_flip([0.3, 0.7], [0.3, 0.7]) == 1.0 and bootstrap_p([0.3] * 9, [0.3] * 9) > 0.5
 
 
 def test_scores_that_are_neither_right_nor_wrong_are_not_counted_as_such() -> None:

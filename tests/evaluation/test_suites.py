@@ -111,7 +111,10 @@ def test_lm_evals_command_line_gives_the_same_numbers(world: World, mirrored: Pa
     ours = run(config, {"base": model}, world.benchmarks, world.tokens, tmp_path / "out", lambda event: None, config.fewshot_seed).figures["scores"]["base"]
     assert ours["arc_easy"]["score"] == found["arc_easy"]["acc,none"] and ours["arc_easy"]["stderr"] == found["arc_easy"]["acc_stderr,none"]
     assert ours["arc_easy"]["second"]["score"] == found["arc_easy"]["acc_norm,none"]
-    assert ours["gsm8k"]["score"] == found["gsm8k"]["exact_match,strict-match"] and ours["gsm8k"]["second"]["score"] == found["gsm8k"]["exact_match,flexible-extract"]
+    assert (
+        ours["gsm8k"]["score"] == found["gsm8k"]["exact_match,strict-match"]
+        and ours["gsm8k"]["second"]["score"] == found["gsm8k"]["exact_match,flexible-extract"]
+    )
 
 
 def test_every_model_is_asked_with_the_same_worked_examples(world: World, mirrored: Path, model: Path, tmp_path: Path) -> None:
@@ -216,5 +219,7 @@ def test_one_thread_or_two_give_the_same_items(world: World, mirrored: Path, mod
         torch.set_num_threads(threads)
         run(config, {"base": model}, world.benchmarks, world.tokens, tmp_path / str(threads), lambda event: None, 0)
     torch.set_num_threads(before)
-    one, three = (items.read(tmp_path / f"{threads}/items/base/arc_easy.parquet") + items.read(tmp_path / f"{threads}/items/base/gsm8k.parquet") for threads in (1, 3))
+    one, three = (
+        items.read(tmp_path / f"{threads}/items/base/arc_easy.parquet") + items.read(tmp_path / f"{threads}/items/base/gsm8k.parquet") for threads in (1, 3)
+    )
     assert one == three

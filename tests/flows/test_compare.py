@@ -33,7 +33,12 @@ def world(home: Path) -> dict[str, Any]:  # noqa: F811
     made = {}
     for name, scores in (("old", [1, 0] * 10), ("new", [1] * 15 + [0] * 5)):
         commit = {"old": "a", "new": "b"}[name] * 40
-        parent = tracking.open_pipeline(name, digest(name), "recipe", {"git_commit": commit, "git_patch": "", "git_untracked": [], "installed": [], "python": "3.11.7", "packages": {"torch": "2.13.0"}})
+        parent = tracking.open_pipeline(
+            name,
+            digest(name),
+            "recipe",
+            {"git_commit": commit, "git_patch": "", "git_untracked": [], "installed": [], "python": "3.11.7", "packages": {"torch": "2.13.0"}},
+        )
         run = tracking.open_stage(parent, "sft", digest(name), {}, {})
         base = stage(home, "pretrain", {"pretrain": {"steps": len(name), "name": name}, "seed": 0}, {"tokens": "t.dir"})
         model = stage(home, "sft", {"sft": {"steps": 5}, "seed": 0}, {"base": base}, {"mlflow_run_id": run})
@@ -147,7 +152,12 @@ def _with_code(label: str, commit: str) -> Report:
 
 
 def test_names_are_short_and_never_the_same() -> None:
-    assert compare._labels(["models:/tiny@champion", "/a/b/stages/evaluate-1/", "tiny", "tiny"]) == ["models:/tiny@champion", "evaluate-1", "tiny (1)", "tiny (2)"]
+    assert compare._labels(["models:/tiny@champion", "/a/b/stages/evaluate-1/", "tiny", "tiny"]) == [
+        "models:/tiny@champion",
+        "evaluate-1",
+        "tiny (1)",
+        "tiny (2)",
+    ]
 
 
 def test_a_file_that_is_no_noise_floor_is_refused(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_models_are_compared_by_name_and_the_page_stands_in_mlflow(project: Proj
         scores = [first["scores"][role][suite]["score"] for role in ("base", "policy")]
         assert [score["score"] for score in row["scores"]] == scores
         assert row["against"][1]["items"] == row["scores"][0]["items"]  # item by item
-    assert "align.method" in numbers["changes"]["config"] and not numbers["changes"]["code"]
+    assert numbers["changes"]["config"]["stages"] == ["pretrain", "pretrain, sft, reward, ppo"] and not numbers["changes"]["code"]
     (page,) = (project.folder / ".modelyard" / "comparisons").glob("*/index.html")
     run = json.loads(Path(first["stages"]["evaluate"]["record"]).read_text())["execution"]["mlflow_run_id"]
     assert MlflowClient(first["mlflow"]).list_artifacts(run, f"comparisons/{page.parent.name}")

@@ -17,6 +17,7 @@ from components.schema import jobs
 from components.schema.gate import GateConfig, Policy
 from components.schema.jobs import Job
 from components.schema.records import Artifact, File, Record, file_md5
+from flows.gate import evidence_of
 
 BEFORE = np.repeat([1.0, 0.0], [600, 400])
 BETTER = np.repeat([1.0, 0.0], [670, 330])  # 70 items won, none lost
@@ -50,6 +51,7 @@ def test_a_challenger_meets_the_champion_item_by_item(home: Path, checkpoint: Pa
     second = release(checkpoint, "two", BETTER)
     (quiz,) = second["comparisons"]
     assert second["action"] == "promote" and (quiz["items"], quiz["won"], quiz["lost"], quiz["verdict"]) == (1000, 70, 0, "better")
+    assert evidence_of("models:/tiny@champion", None).scores["quiz"]["score"] == pytest.approx(0.67)  # what `modelyard gate decide` reads
     assert models.champion("tiny") == {"version": "2", "identity": "two", "scores": models.champion("tiny")["scores"]}
     assert client().get_model_version("tiny", "2").tags["modelyard.champion_before"] == "1"
     assert release(checkpoint, "three", BEFORE)["action"] == "hold" and models.champion("tiny")["version"] == "2"

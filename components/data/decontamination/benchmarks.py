@@ -87,7 +87,10 @@ def _snapshot(name: str, leaf: catalogue.Leaf, folder: Path, written: dict[str, 
     splits = hub.whole(str(leaf.dataset), leaf.config)
     place = folder / str(leaf.dataset) / (leaf.config or splits.config or DEFAULT)
     if leaf.split not in splits.tables:
-        raise BadInput(f"benchmarks: {name} measures split {leaf.split!r} of {leaf.dataset}, which has {', '.join(splits.tables)}, so it cannot be measured. Use another copy of it")
+        raise BadInput(
+            f"benchmarks: {name} measures split {leaf.split!r} of {leaf.dataset}, which has {', '.join(splits.tables)}, so it cannot be measured. Use "
+            f"another copy of it"
+        )
     configs = written.setdefault(str(leaf.dataset), {})
     is_new = place.name not in configs
     configs[place.name] = configs.get(place.name, False) or leaf.config is None
@@ -106,7 +109,9 @@ def _rows(path: Path) -> int:
 
 def _describe(folder: Path, id: str, configs: dict[str, bool]) -> None:
     """The README, once every configuration stands that is wanted, and whether it is the default."""
-    splits = {config: {path.name.removesuffix("-00000-of-00001.parquet"): [] for path in sorted((folder / config).glob("*.parquet"))} for config in sorted(configs)}
+    splits = {
+        config: {path.name.removesuffix("-00000-of-00001.parquet"): [] for path in sorted((folder / config).glob("*.parquet"))} for config in sorted(configs)
+    }
     default = next((config for config, is_default in configs.items() if is_default), None)
     (folder / "README.md").write_text("\n".join(_readme(splits, id, default)) + "\n", encoding="utf-8")
 

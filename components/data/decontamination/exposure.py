@@ -33,7 +33,9 @@ def run(config: DataConfig, folder: Path) -> None:
     dataset, options = folder.parent, config.decontaminate
     report = pq.read_table(dataset / "decontaminate/report/items.parquet", columns=["task", "doc_id", "ngrams", "best_overlap"])
     index = Index.build(benchmarks.items(dataset / "benchmarks"), options.ngram_words)
-    shares = np.stack([report["best_overlap"].to_numpy().astype(np.float64), *(_best(index, dataset / kind / "train.jsonl") for kind in KINDS[1:])])  # (kinds, items)
+    shares = np.stack(
+        [report["best_overlap"].to_numpy().astype(np.float64), *(_best(index, dataset / kind / "train.jsonl") for kind in KINDS[1:])]
+    )  # (kinds, items)
     best, where, told = shares.max(0), shares.argmax(0), report["ngrams"].to_numpy() > 0
     table = pa.table(
         {
@@ -45,7 +47,9 @@ def run(config: DataConfig, folder: Path) -> None:
         }
     )
     pq.write_table(table, folder / "overlap.parquet", compression="zstd")
-    split.write_counts(folder, {"items": table.num_rows, "cannot_be_told": int((~told).sum()), "contaminated": int((told & (best >= np.float32(options.min_overlap))).sum())})
+    split.write_counts(
+        folder, {"items": table.num_rows, "cannot_be_told": int((~told).sum()), "contaminated": int((told & (best >= np.float32(options.min_overlap))).sum())}
+    )
 
 
 def _best(index: Index, path: Path) -> np.ndarray:

@@ -72,7 +72,11 @@ def _code(report: Report) -> dict[str, Any]:
 
 
 def _unknown(reports: Sequence[Report]) -> list[str]:
-    said = [f"The evaluation of {one.label} is gone: its scores went with the released version, its answers and settings did not." for one in reports if not one.origin.settings]
+    said = [
+        f"The evaluation of {one.label} is gone: its scores went with the released version, its answers and settings did not."
+        for one in reports
+        if not one.origin.settings
+    ]
     said += [f"The record of {', '.join(gone)} of {one.label} is gone, so its options are not compared." for one in reports if (gone := one.origin.missing)]
     if without := [report.label for report in reports if not report.code.get("git_commit")]:
         said.append(f"The commit of {', '.join(without)} is not known: it stands in MLflow for models that `modelyard run` made.")

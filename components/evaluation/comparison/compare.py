@@ -6,7 +6,8 @@
 On a suite whose items were kept, the difference is the mean over the items that both models answered, item by item: with right and wrong
 Tango's score interval and McNemar's exact test, with graded scores the paired bootstrap. Without items, or where the suite's score is no mean
 of its items, the two scores count as independent samples, which is wider. The p-values of all suites and models are corrected together
-(Holm). A measured noise floor widens the differences of its suites. A subject's difference is to read by, not to decide by: subjects are corrected among themselves.
+(Holm). A measured noise floor widens the differences of its suites. A subject's difference is to read by, not to decide by: subjects are
+corrected among themselves.
 """
 
 from __future__ import annotations
@@ -130,9 +131,15 @@ class Comparison:
 
 
 def compare(reports: Sequence[Report], seed: int = 0, shown: int = 20, noise: NoiseFloor | None = None) -> Comparison:
-    """Hold every report against the first. `shown`: items won, and as many lost, whose text is read, by suite and model. `noise` widens what it was measured on. Errors: BadInput."""
+    """Hold every report against the first. Errors: BadInput.
+
+    `shown`: items won, and as many lost, whose text is read, by suite and model. `noise` widens the differences of the suites it was measured on.
+    """
     if len(reports) < 2:
-        raise BadInput("compare: one model, and a difference has two sides. Name two or more: modelyard compare A B; of one evaluation, its roles: modelyard compare A#base A#policy")
+        raise BadInput(
+            "compare: one model, and a difference has two sides. Name two or more: modelyard compare A B; of one evaluation, its roles: "
+            "modelyard compare A#base A#policy"
+        )
     spreads = noise.suites if noise else {}
     names = dict.fromkeys(chain.from_iterable(report.scores for report in reports))
     suites = _corrected({suite: _noisy(_suite(suite, reports, seed), spreads.get(suite)) for suite in names})
@@ -168,7 +175,11 @@ def _part(name: str, score: Mapping[str, Any] | None, items: pd.DataFrame | None
     """A subject's score in the form of a suite's: what the harness wrote, else the mean of its items."""
     if score is None:
         return None
-    part = {"metric": score["metric"], "lower_is_better": score.get("lower_is_better", False), "truncated": 0 if items is None else int(items["truncated"].sum())}
+    part = {
+        "metric": score["metric"],
+        "lower_is_better": score.get("lower_is_better", False),
+        "truncated": 0 if items is None else int(items["truncated"].sum()),
+    }
     if found := score.get("subjects", {}).get(name):
         return part | found
     if items is None or items["score"].isna().any():
@@ -198,7 +209,9 @@ def _score(score: Mapping[str, Any], items: pd.DataFrame | None) -> Score:
     return Score(value, low, high, count, int(score.get("truncated", 0)))
 
 
-def _against(mine: Mapping[str, Any], first: Mapping[str, Any], my_items: pd.DataFrame | None, first_items: pd.DataFrame | None, seed: int, upwards: bool) -> Against:
+def _against(
+    mine: Mapping[str, Any], first: Mapping[str, Any], my_items: pd.DataFrame | None, first_items: pd.DataFrame | None, seed: int, upwards: bool
+) -> Against:
     a, b = _paired(my_items, first_items)
     up, down = int((a > b).sum()), int((a < b).sum())
     won, lost = (up, down) if upwards or not _is_mean(first, first_items) else (down, up)
@@ -298,7 +311,9 @@ def _told(report: Report, suite: str, frame: pd.DataFrame, keys: Sequence[tuple[
     return dict(zip(known.index, report.texts(suite, known["row"].tolist()), strict=True))
 
 
-def _flip(suite: str, key: tuple[str, str, int], frames: Sequence[pd.DataFrame | None], told: Sequence[Mapping[tuple[str, str, int], dict[str, Any]]], upwards: bool) -> Flip:
+def _flip(
+    suite: str, key: tuple[str, str, int], frames: Sequence[pd.DataFrame | None], told: Sequence[Mapping[tuple[str, str, int], dict[str, Any]]], upwards: bool
+) -> Flip:
     rows = [None if frame is None or key not in frame.index else frame.loc[key] for frame in frames]
     texts = [by.get(key) or {} for by in told]
     first = rows[0]
@@ -329,7 +344,9 @@ def _figures(reports: Sequence[Report]) -> dict[str, list[Number]]:
     kinds = {"text": [report.of("perplexity") for report in reports]}
     probes = [report.of("probes") for report in reports]
     kinds |= {name: [by.get(name) or {} for by in probes] for name in dict.fromkeys(chain.from_iterable(probes))}
-    kinds["second"] = [{f"{suite} {second['metric']}": second["score"] for suite, score in report.scores.items() if (second := score.get("second"))} for report in reports]
+    kinds["second"] = [
+        {f"{suite} {second['metric']}": second["score"] for suite, score in report.scores.items() if (second := score.get("second"))} for report in reports
+    ]
     kinds["contamination"] = [dict(_by_contamination(report)) for report in reports]
     return {kind: rows for kind, values in kinds.items() if (rows := _numbers(values))}
 
@@ -372,7 +389,7 @@ def _warnings(reports: Sequence[Report]) -> Iterator[str]:
                 yield f"{suite} is another test for {pair}: version {versions[0]} of its definition, and {versions[1]}."
             yield from _about_items(suite, report, first)
         if without := [suite for suite in report.scores if suite in first.scores and (report.items(suite) is None or first.items(suite) is None)]:
-            yield f"{', '.join(without)}: the items of {pair} are not both kept, so these are compared as independent samples: the intervals are wider than they need be."
+            yield f"{', '.join(without)}: the items of {pair} are not both kept, so these are compared as independent samples, whose intervals are wider."
         asked = [_asked(one) for one in (first, report)]
         for name in (name for name in asked[0] if name in asked[1] and asked[0][name] != asked[1][name]):
             yield f"{pair} were not asked alike: {name} is {_as_words(asked[1][name])} for the one and {_as_words(asked[0][name])} for the other."

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from components.schema.config import BadInput
-from components.schema.jobs import SCORERS
+from components.schema.jobs import ALIGN, SCORERS
 from components.schema.records import Record
 
 MODELS = ("base", "chat", "policy", *SCORERS)  # inputs that a stage made; another one without a record is data, or weights from elsewhere
+ORDER = ("pretrain", "sft", *SCORERS, *ALIGN)
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Origin:
     """Everything that a model follows from, as flat names and plain values."""
 
     config: dict[str, Any] = field(default_factory=dict)
-    """Of every stage on its way, by dotted name."""
+    """Of every stage on its way, by dotted name; `stages` are their names."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Of the evaluation, by dotted name."""
     data: dict[str, str] = field(default_factory=dict)
@@ -59,6 +60,8 @@ class Origin:
             revisions[record.stage] = record.revision
             config |= dict(flatten(_named(record)))
             waiting += record.inputs.items()
+        if config:
+            config = {"stages": ", ".join(stage for stage in ORDER if stage in revisions), **config}
         return cls(
             config, dict(flatten(evaluation.config)), data, _counts(data, stages), revisions, tuple(run for run in runs if run), tuple(missing)
         )  # fmt: skip

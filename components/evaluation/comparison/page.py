@@ -26,7 +26,13 @@ from components.evaluation.comparison import pictures, words
 from components.evaluation.comparison.compare import Comparison, Flip, Row
 
 PROMPT_CHARACTERS, TEXT_CHARACTERS = 3000, 2000  # of one item, on the page
-KINDS = {"config": "Options of training", "settings": "Options of the evaluation", "data": "Data (identities)", "counts": "Data (counts)", "code": "Code and packages"}
+KINDS = {
+    "config": "Options of training",
+    "settings": "Options of the evaluation",
+    "data": "Data (identities)",
+    "counts": "Data (counts)",
+    "code": "Code and packages",
+}
 PAGE, NUMBERS, ITEMS = "index.html", "comparison.json", "items.parquet"
 
 
@@ -44,7 +50,9 @@ def write(comparison: Comparison, folder: Path) -> None:
 
 def page(comparison: Comparison) -> str:
     """The whole page."""
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     text = environment.get_template("comparison.html").render(
         comparison=comparison,
         labels=comparison.labels,
@@ -68,7 +76,9 @@ def drawn(comparison: Comparison) -> dict[str, Markup]:
     rows, labels = [row for row in comparison.suites.values() if _is_share(row)], comparison.labels
     made = {"scores": pictures.bars("Suites", rows, labels) if rows else None, "radar": pictures.radar(rows, labels)}
     made |= {
-        f"subjects-{row.name}": pictures.bars(f"Subjects of {row.name}", sorted_subjects(row), labels, _prefix(row)) for row in rows if row.subjects and all(map(_is_share, row.subjects))
+        f"subjects-{row.name}": pictures.bars(f"Subjects of {row.name}", sorted_subjects(row), labels, _prefix(row))
+        for row in rows
+        if row.subjects and all(map(_is_share, row.subjects))
     }
     return {name: picture for name, picture in made.items() if picture is not None}
 

@@ -22,14 +22,16 @@ FEWEST_AXES, MOST_AXES = 3, 14
 RADIUS = 120
 
 STYLE = (
-    "text{font:12px system-ui,'Noto Sans','DejaVu Sans',sans-serif;fill:#1c2530}.soft{fill:#55606d;font-size:11px}.grid{stroke:#d8dbd3;stroke-width:1;fill:none}"
+    "text{font:12px system-ui,'Noto Sans','DejaVu Sans',sans-serif;fill:#1c2530}.soft{fill:#55606d;font-size:11px}"
+    ".grid{stroke:#d8dbd3;stroke-width:1;fill:none}"
     ".zero{stroke:#55606d;stroke-width:1}.span{stroke-width:2}.whisker{stroke:#1c2530;stroke-width:1.2;opacity:.75}.area{fill-opacity:.1;stroke-width:2}"
     + "".join(f".m{i}{{fill:{colour};stroke:{colour}}}rect.m{i}{{stroke:none}}" for i, colour in enumerate(COLOURS))
 )
 
 
 def bars(title: str, rows: Sequence[Row], labels: Sequence[str], prefix: str = "") -> Markup:
-    """A row for each suite or subject whose scores go from 0 to 1: on the left every model's score with its interval, on the right how far each is from the first. `prefix` is left off names."""
+    """A row for each suite or subject, whose scores go from 0 to 1. On the left every model's score with its interval, on the right how far each is
+    from the first. `prefix` is left off names."""
     high = PAD + BAR * len(labels)
     names = [_cut(row.name.removeprefix(prefix).replace("_", " "), LONGEST) for row in rows]
     left = MARGIN + LETTER * max(map(len, names)) + 10
@@ -38,7 +40,10 @@ def bars(title: str, rows: Sequence[Row], labels: Sequence[str], prefix: str = "
     reach = _reach(rows)
     parts = [_text(left, 14, "score, 95 % interval"), _text(middle, 14, f"minus {_cut(labels[0], 24)}, 95 % interval", "middle")]
     for share in (0, 0.25, 0.5, 0.75, 1):
-        parts += [_line(left + share * SCORES, HEAD - 6, left + share * SCORES, bottom, "grid"), _text(left + share * SCORES, bottom + 16, f"{share:g}", "middle")]
+        parts += [
+            _line(left + share * SCORES, HEAD - 6, left + share * SCORES, bottom, "grid"),
+            _text(left + share * SCORES, bottom + 16, f"{share:g}", "middle"),
+        ]
     for share in (-1, -0.5, 0, 0.5, 1):
         x = middle + share * STEP / 2
         parts += [_line(x, HEAD - 6, x, bottom, "grid" if share else "zero"), _text(x, bottom + 16, f"{share * reach:+.2g}" if share else "0", "middle")]
@@ -84,7 +89,11 @@ def alone(svg: Markup, labels: Sequence[str]) -> str:
     width, height = (float(number) for number in box.split())
     keys, x = [], MARGIN
     for model, label in enumerate(labels):
-        keys.append(Markup('<rect class="m{}" x="{}" y="{}" width="10" height="10"/><text x="{}" y="{}">{}</text>').format(model % len(COLOURS), x, _n(height + 6), x + 15, _n(height + 15), _cut(label, 40)))
+        keys.append(
+            Markup('<rect class="m{}" x="{}" y="{}" width="10" height="10"/><text x="{}" y="{}">{}</text>').format(
+                model % len(COLOURS), x, _n(height + 6), x + 15, _n(height + 15), _cut(label, 40)
+            )
+        )
         x += 30 + 7 * min(len(label), 40)
     new = head.replace(box, f"{_n(max(width, x))} {_n(height + 24)}").replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
     return f'{new}><style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>' + rest.removesuffix("</svg>") + "".join(keys) + "</svg>\n"

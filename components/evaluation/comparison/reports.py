@@ -50,11 +50,17 @@ class Report:
         """`role` None: the last model of the line. `stages`: where the records of what it was made of stand; beside `folder` unless told. Errors: BadInput."""
         record = Record.read(folder)
         if record.stage != "evaluate":
-            raise BadInput(f"compare: {folder} is the result of {record.stage}, which has no scores. Give an evaluate folder: modelyard compare {folder.parent}/evaluate-...")
+            raise BadInput(
+                f"compare: {folder} is the result of {record.stage}, which has no scores. "
+                f"Give an evaluate folder: modelyard compare {folder.parent}/evaluate-..."
+            )
         measured: Mapping[str, Any] = record.figures["scores"]
         role = role or list(measured)[-1]
         if role not in measured:
-            raise BadInput(f"compare: {folder.name} did not measure a {role!r}, so it cannot be compared. It measured: {', '.join(measured)}. Write {folder.name}#{list(measured)[-1]}")
+            raise BadInput(
+                f"compare: {folder.name} did not measure a {role!r}, so it cannot be compared. It measured: {', '.join(measured)}. "
+                f"Write {folder.name}#{list(measured)[-1]}"
+            )
         return cls(label or f"{folder.name}#{role}", role, folder, record, Origin.trace(record, role, stages or folder.parent), code or {})
 
     @classmethod
@@ -103,9 +109,14 @@ class Report:
             return None
         if not path.is_file() or file_md5(path) != kept.md5:
             what = "has other bytes than when it was made" if path.is_file() else "is missing"
-            raise BadInput(f"compare: {path} {what}, so what it says is not what {self.label} did. Run its recipe again with `modelyard run`: the damaged stage is redone")
+            raise BadInput(
+                f"compare: {path} {what}, so what it says is not what {self.label} did. Run its recipe again with `modelyard run`: the damaged stage is redone"
+            )
         if absent := [name for name in (*NUMBERS, *TEXTS) if name not in pq.read_schema(path).names]:
-            raise BadInput(f"compare: {path} has no column {', '.join(absent)}, so its items cannot be told apart. It is no file of this version: evaluate {self.label} again")
+            raise BadInput(
+                f"compare: {path} has no column {', '.join(absent)}, so its items cannot be told apart. "
+                f"It is no file of this version: evaluate {self.label} again"
+            )
         frame = pq.read_table(path, columns=list(NUMBERS)).to_pandas()
         frame["row"] = range(len(frame))
         frame = frame.sort_values(["task", "id"], kind="stable")

@@ -22,7 +22,10 @@ def show(comparison: Comparison, console: Console, items: int = 1) -> None:
     for warning in comparison.warnings:
         console.print(Text(f"  beware: {warning}", style="yellow"))
     for kind, rows in comparison.figures.items():
-        cells = [[row.name, words.number(row.values[0]), *(text for value in row.values[1:] for text in (words.number(value), words.change(row.values[0], value)))] for row in rows]
+        cells = [
+            [row.name, words.number(row.values[0]), *(text for value in row.values[1:] for text in (words.number(value), words.change(row.values[0], value)))]
+            for row in rows
+        ]
         columns = ["figure", comparison.labels[0], *(text for label in comparison.labels[1:] for text in (label, "change"))]
         console.print(_table(words.kind(kind), columns, cells, SHOWN_NUMBERS, right=True))
     _changes(comparison, console)
@@ -36,7 +39,10 @@ def show(comparison: Comparison, console: Console, items: int = 1) -> None:
 
 def _scores(comparison: Comparison) -> Table:
     many = len(comparison.labels) > 2
-    table = _empty("Scores and differences, with 95 % intervals", ["suite", "items", comparison.labels[0], *(["against it"] if many else []), "score" if many else comparison.labels[1]])
+    table = _empty(
+        "Scores and differences, with 95 % intervals",
+        ["suite", "items", comparison.labels[0], *(["against it"] if many else []), "score" if many else comparison.labels[1]],
+    )
     for column in ("difference", "p, corrected", "won / lost"):
         table.add_column(column, justify="right")
     table.add_column("")
@@ -79,8 +85,11 @@ def _flips(comparison: Comparison, flips: Sequence[Flip], shown: int) -> Iterato
             left[key] -= 1
         for i, side in sides:
             who = f" by {_label(comparison.labels[i])}" if len(comparison.labels) > 2 else ""
-            yield Text.assemble("  ", ("won" if side else "lost", "green" if side else "red"), f"{who}  ", (f"{flip.task} {flip.id}  ", "dim"), _flat(flip.question))
-            yield Text.assemble(("        right ", "dim"), _flat(flip.target, 30), *(part for j in (0, i) for part in ((f"   {_label(comparison.labels[j])} ", "dim"), _flat(flip.outputs[j] or "", 30))))
+            yield Text.assemble(
+                "  ", ("won" if side else "lost", "green" if side else "red"), f"{who}  ", (f"{flip.task} {flip.id}  ", "dim"), _flat(flip.question)
+            )
+            said = [("right", flip.target), *((_label(comparison.labels[j]), flip.outputs[j] or "") for j in (0, i))]
+            yield from (Text.assemble((f"        {whose}  ", "dim"), _flat(text)) for whose, text in said)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], shown: int, right: bool = False) -> Table:
@@ -106,5 +115,5 @@ def _label(label: str, longest: int = 36) -> str:
 
 def _flat(text: str, longest: int = CHARACTERS) -> str:
     """One line of somebody's text."""
-    flat = words.visible(text).replace("\n", " ⏎ ").replace("\t", " ")
+    flat = " ".join(words.visible(text.strip()).replace("\n", " ⏎ ").split())
     return flat if len(flat) <= longest else flat[: longest - 1] + "…"

@@ -10,7 +10,9 @@ from components.evaluation.comparison.compare import Against, Comparison, Score
 
 # Characters that HTML forbids or that move a terminal's cursor, and what is shown for them
 CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-CONTROL |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD) | {0xFFFE: 0xFFFD, 0xFFFF: 0xFFFD} | dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
+CONTROL |= (
+    dict.fromkeys(range(0xD800, 0xE000), 0xFFFD) | {0xFFFE: 0xFFFD, 0xFFFF: 0xFFFD} | dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
+)
 
 
 def score(one: Score | None) -> str:
@@ -32,10 +34,10 @@ def won_lost(one: Against | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four digits; whole numbers with commas."""
+    """Four digits; from a thousand on whole, with commas."""
     if value is None or not math.isfinite(value):
         return "–" if value is None else str(value)
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def change(first: float | None, other: float | None) -> str:
@@ -55,7 +57,11 @@ def visible(text: str) -> str:
 
 def kind(name: str) -> str:
     """What a kind of figures is called."""
-    known = {"text": "Held-out text", "second": "Second metrics", "contamination": "Scores by contamination: all items, those clean of the training data, and the others"}
+    known = {
+        "text": "Held-out text",
+        "second": "Second metrics",
+        "contamination": "Scores by contamination: all items, those clean of the training data, and the others",
+    }
     return known.get(name, f"Probe: {name.replace('_', ' ')}")
 
 
