@@ -163,6 +163,8 @@ def benchmark(tmp_path):
     folder.mkdir(parents=True)
     rows = [{"question": ITEM, "answer": "12 + 24 + 5 = 41\n#### 41"}, {"question": OTHER, "answer": "14"}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "test-00000-of-00001.parquet")
+    measured = {"task": "gsm8k", "dataset": "openai/gsm8k", "config": "main", "split": "test", "files": ["test-00000-of-00001.parquet"]}
+    (tmp_path / "benchmarks/suites.json").write_text(json.dumps({"gsm8k": [measured]}))
     return tmp_path
 
 

@@ -15,9 +15,11 @@ from components.data import curriculum, shards
 from components.data.decontamination import benchmarks, decontaminate
 from components.data.decontamination.benchmarks import Item
 from components.data.decontamination.overlap import Index
+from components.data.steps import run_step
 from components.schema.data import CurriculumConfig, DataConfig
 
 from .conftest import HUB
+from .corpus import config_of
 
 VOCABULARY = "a on the boat tide rope sail wind captain storm island map letter morning quiet market bread fish lamp road hill stone".split()
 
@@ -136,10 +138,11 @@ def test_an_index_is_the_same_after_it_was_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not HUB.is_dir(), reason="the folder of real hub data is not beside this checkout")
-def test_real_text_holds_no_official_item_and_every_item_holds_itself() -> None:
-    layout = {name: HUB / folder for name, folder in benchmarks.OFFICIAL.items()}
-    assert all(folder.is_dir() for folder in layout.values())
-    items = [one for one in benchmarks.items(HUB) if one.task != "mmlu_all"]
+def test_real_text_holds_no_official_item_and_every_item_holds_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELYARD_HUB_MIRROR", str(HUB))
+    run_step("benchmarks", config_of(benchmarks=("gsm8k", "mmlu", "humaneval")), tmp_path / "benchmarks")
+    items = list(benchmarks.items(tmp_path / "benchmarks"))
+    assert len(items) == 1319 + 14042 + 164
     index = Index.build(items, 13)
     assert (index.ngrams > 0).all()
     texts = [t for name in ("allenai/c4/en", "wikimedia/wikipedia/20231101.en") for t in pq.read_table(HUB / name, columns=["text"])["text"].to_pylist()]
