@@ -117,9 +117,14 @@ def of_scores(scores: Mapping[str, float], overlap: float = np.nan) -> Items:
     return Items(keys, np.array([scores[key] for key in keys], dtype=float), np.full(len(keys), overlap))
 
 
+def with_turns(frame: pd.DataFrame) -> pd.DataFrame:
+    """The items in the order of their numbers, with `turn`: how many times the same document stood in the task before."""
+    frame = frame.sort_values(["task", "id"], kind="stable")
+    return frame.assign(turn=frame.groupby(["task", "item"]).cumcount())
+
+
 def _items(frame: pd.DataFrame) -> Items:
-    frame = frame[frame["score"].notna()].sort_values(["task", "id"])
-    turn = frame.groupby(["task", "item"]).cumcount().astype(str)
-    keys = (frame["task"] + "/" + frame["item"] + "/" + turn).to_numpy(dtype=str)
+    frame = with_turns(frame[frame["score"].notna()])
+    keys = (frame["task"] + "/" + frame["item"] + "/" + frame["turn"].astype(str)).to_numpy(dtype=str)
     order = np.argsort(keys)
     return Items(keys[order], frame["score"].to_numpy(float)[order], frame["overlap"].to_numpy(float, na_value=np.nan)[order])

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig as PeftLora
-from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.lora import LoraModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -115,11 +115,6 @@ def adapt(model: PreTrainedModel, config: LoraConfig, seed: int, also: tuple[str
 def linear_layers(model: PreTrainedModel) -> list[str]:
     """Names of the linear layers inside the blocks: what lies in a list of modules."""
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and any(part.isdigit() for part in name.split("."))]
-
-
-def is_adapted(model: nn.Module) -> bool:
-    """Whether adapters stand beside its weights."""
-    return any(isinstance(module, LoraLayer) for module in model.modules())
 
 
 def _is_adapter(name: str) -> bool:

@@ -119,9 +119,7 @@ class Report:
             )
         frame = pq.read_table(path, columns=list(NUMBERS)).to_pandas()
         frame["row"] = range(len(frame))
-        frame = frame.sort_values(["task", "id"], kind="stable")
-        frame["turn"] = frame.groupby(["task", "item"]).cumcount()
-        return frame.set_index(KEY).sort_index()
+        return evidence.with_turns(frame).set_index(KEY).sort_index()
 
 
 def _of_evidence(items: evidence.Items) -> pd.DataFrame:
