@@ -76,8 +76,8 @@ def run(config: SFTConfig, base: Path, chats: Path, out: Path, context: Context)
     fast.prepare(model)
     preflight(model, words)
     width = model.config.max_position_embeddings
-    train, kinds, dropped = read_with_kinds(chats / "train.jsonl", words, width)
-    heldout, heldout_kinds, _ = read_with_kinds(chats / "heldout.jsonl", words, width, at_most=config.heldout_chats)
+    train, kinds, dropped = read_chats(chats / "train.jsonl", words, width)
+    heldout, heldout_kinds, _ = read_chats(chats / "heldout.jsonl", words, width, at_most=config.heldout_chats)
     passes = Passes([len(ids) for ids, _ in train], context.seed, context_tokens=width, weights=weights_by_kind(config.mix, kinds))
 
     def look() -> dict[str, Any]:
@@ -124,14 +124,8 @@ def _refuse_tensor_adapters(config: SFTConfig, context: Context) -> None:
         raise BadInput("sft: lora with strategy=tensor: an adapted layer cannot be cut by transformers' plan, so no process could hold it. Use strategy=fsdp or ddp, or leave lora out")
 
 
-def read_chats(path: Path, words: PreTrainedTokenizerBase, context_tokens: int, at_most: int | None = None) -> tuple[list[Text], int]:
-    """The first `at_most` chats that fit the context and have something to learn, and how many were too long. Errors: BadInput."""
-    texts, _, dropped = read_with_kinds(path, words, context_tokens, at_most)
-    return texts, dropped
-
-
-def read_with_kinds(path: Path, words: PreTrainedTokenizerBase, context_tokens: int, at_most: int | None = None) -> tuple[list[Text], list[str], int]:
-    """The same with the kind of each chat. Errors: BadInput."""
+def read_chats(path: Path, words: PreTrainedTokenizerBase, context_tokens: int, at_most: int | None = None) -> tuple[list[Text], list[str], int]:
+    """The first `at_most` chats that fit the context and have something to learn, the kind of each, and how many were too long. Errors: BadInput."""
     rows = read_rows(path)[:at_most]
     try:
         texts = encode(words, [row["messages"] for row in rows])

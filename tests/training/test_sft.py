@@ -107,7 +107,7 @@ def test_lora_leaves_a_plain_checkpoint_that_differs_by_low_rank_in_the_layers_n
 def test_what_is_saved_after_lora_is_what_was_measured(line, tmp_path):
     figures = line.run("sft", tmp_path, **LORA, ema_decay=0.5).figures
     words = load_tokenizer(tmp_path)
-    texts, _ = sft.read_chats(line.chats / "heldout.jsonl", words, 32, at_most=8)
+    texts, _, _ = sft.read_chats(line.chats / "heldout.jsonl", words, 32, at_most=8)
     assert sft.measure(load(tmp_path), texts, 4, words.pad_token_id)["heldout_loss"] == pytest.approx(figures["heldout_loss_after"], rel=1e-5)
 
 

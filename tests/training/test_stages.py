@@ -134,7 +134,7 @@ def test_chats_that_do_not_fit_are_dropped_and_counted_and_all_of_them_is_an_err
     words = load_tokenizer(line.tokenizer)
     long = {"messages": [{"role": "user", "content": "1 " * 40}, {"role": "assistant", "content": "no"}]}
     folder = write_rows(tmp_path, lambda i: long if i % 3 == 0 else make_chat(i), train=9)
-    kept, dropped = sft.read_chats(folder / "train.jsonl", words, 32)
+    kept, _, dropped = sft.read_chats(folder / "train.jsonl", words, 32)
     assert (len(kept), dropped) == (6, 3)
     with pytest.raises(BadInput, match="has 9 chats, and none of them has an assistant turn within 5 tokens"):
         sft.read_chats(folder / "train.jsonl", words, 5)
