@@ -1,0 +1,111 @@
+"""Commands about the gate: what decides about a release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from components.schema.config import BadInput
+from components.schema.jobs import Run
+from components.schema.recipe import Recipe, Resources
+from flows.planning import data_plan, line_of
+from flows.terminal import RecipePath, Sets, Threads, errors_told, flows_watched, load, make_console, recipe_hash, root
+
+if TYPE_CHECKING:
+    from components.schema.gate import GateConfig
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command("decide")
+def gate_decide(
+    challenger: Annotated[str, typer.Argument(help="An evaluate stage's folder, or models:/NAME@ALIAS.")],
+    champion: Annotated[str | None, typer.Option(help="The same of the champion; none = as the first release.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Policy file, such as recipes/policies/default.yaml.")] = None,
+    noise: Annotated[Path | None, typer.Option(help="Noise floor, as `modelyard gate noise` wrote it.")] = None,
+    role: Annotated[str | None, typer.Option(help="base, chat or policy; the last model of the line unless told.")] = None,
+) -> None:
+    """Say what a policy would decide about two evaluations, and why. Nothing is registered."""
+    with errors_told():
+        from flows.gate import show_decision
+
+        show_decision(challenger, champion, _gate_config(policy, noise), role, make_console())
+
+
+@app.command("power")
+def gate_power(
+    policy: Annotated[Path | None, typer.Option(help="Policy file; the default policy unless told.")] = None,
+    suite: Annotated[list[str] | None, typer.Option(metavar="NAME=ITEMS[:SCORE[:DISAGREEMENT]]", help="A suite; may be given many times.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Take the suites of this evaluate stage's folder.")] = None,
+    disagreement: Annotated[float, typer.Option(help="Share of the items that one model has right and the other wrong.")] = 0.2,
+    only: Annotated[str | None, typer.Option(help="Change this suite alone.")] = None,
+    trials: Annotated[int, typer.Option(help="Simulated evaluations for each true change.")] = 500,
+    picture: Annotated[Path | None, typer.Option(help="Draw the power by gain and items to this SVG.")] = None,
+) -> None:
+    """Say how often the gate promotes better, unchanged and worse models, by simulation."""
+    with errors_told():
+        from flows.gate import shapes, show_power
+
+        chosen = _gate_config(policy, None).policy
+        if suite or report or not picture:
+            show_power(chosen, shapes(suite or [], report, disagreement), trials, only, make_console())
+        if picture:
+            from components.evaluation.power import draw
+
+            draw(chosen, picture, disagreement=disagreement, trials=trials)
+            print(f"Power by gain and items: {picture}")
+
+
+@app.command("noise")
+def gate_noise(
+    recipe: RecipePath,
+    sets: Sets = None,
+    retrained: Annotated[list[str] | None, typer.Option(help="A model of the same recipe with another seed (folder or models:/...); its noise then counts too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the floor is kept; recipes/noise/NAME.json unless told.")] = None,
+    threads: Threads = 0,
+) -> None:
+    """Evaluate the recipe's last model again and again: how far its scores move by themselves."""
+    with errors_told():
+        resolved = load(recipe, sets)
+        root()
+        _measure_noise(resolved, retrained or [], out or Path(f"recipes/noise/{resolved.name}.json"), Resources(threads=threads))
+
+
+def _measure_noise(recipe: Recipe, retrained: list[str], out: Path, resources: Resources) -> None:
+    """The noise floor of what the recipe releases, kept where a recipe can name it."""
+    import shutil
+
+    from components.registry.weights import locate
+    from components.schema.gate import NoiseConfig
+
+    if not recipe.evals:
+        raise BadInput(f"noise: {recipe.name} has no section `evals`, so there is nothing to measure. Add it")
+    stale, dataset = data_plan(recipe, resources)
+    if dataset is None:
+        raise BadInput(f"noise: its data is not current ({', '.join(stale)}), so it has nothing to read. Run first: modelyard stage data RECIPE")
+    released = line_of(recipe, dataset, Run(seed=recipe.seed, resources=resources))["release"]
+    model, role = released.inputs["model"], released.config["role"]
+    if not (Path(model.path) / "record.json").exists():
+        raise BadInput(f"noise: the recipe's last model ({model.path}) is not there yet, so nothing can be measured. Run first: modelyard run RECIPE")
+    others = tuple(locate(name) for name in retrained)
+    console = make_console()
+    with flows_watched(console) as (_, screen):
+        from flows.noise import measure_noise
+
+        record = measure_noise(NoiseConfig(), recipe.evals, model, role, dataset, Run(recipe_name=recipe.name, recipe_hash=recipe_hash(recipe), seed=recipe.seed, resources=resources), others)
+    found = screen.results["noise"]["verdict"]
+    console.print(f"noise: {found.action}: {found.reason}", highlight=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(record.folder / "noise.json", out)
+    for suite, spread in record.figures["suites"].items():
+        print(f"{suite}: standard deviation {spread['spread']:.4f} over {len(spread['scores'])} evaluations; {spread['flips']:.1%} of the items moved")
+    print(f"Next: in the recipe, gate.noise: {out}")
+
+
+def _gate_config(policy: Path | None, noise: Path | None) -> GateConfig:
+    """The gate's configuration from files. Errors: BadInput."""
+    from components.schema.gate import GateConfig, NoiseFloor, Policy
+
+    return GateConfig(policy=Policy.load(policy) if policy else Policy(), noise=NoiseFloor.load(noise) if noise else None)

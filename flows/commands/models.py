@@ -1,0 +1,156 @@
+"""Commands about models: compare, evaluate, rate, feedback, chat, approve, reject."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from components.schema.jobs import Run
+from components.schema.recipe import Resources
+from flows.terminal import Sets, Threads, errors_told, fail, flows_watched, make_console, root
+
+if TYPE_CHECKING:
+    from components.schema.feedback import FeedbackConfig
+
+app = typer.Typer()
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Two or more: models:/NAME@ALIAS or /VERSION, a recipe's file, a run, a stage's folder; NAME#base: its base model.")],
+    items: Annotated[int, typer.Option(help="Items won, and as many lost, shown on the page by suite and model.")] = 20,
+    noise: Annotated[Path | None, typer.Option(help="Noise floor (modelyard gate noise) that widens the intervals.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; under .modelyard/comparisons unless told.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of tables.")] = False,
+) -> None:
+    """Compare evaluated models with the first one: intervals, items won and lost, and what changed in options, data and code."""
+    with errors_told():
+        root()
+        from flows.compare import compare as compare_named
+
+        compare_named(models, make_console(), out, items, noise, as_json)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="models:/modelyard@champion, models:/modelyard/3, or a checkpoint's folder.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 96,
+    temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.")] = 0.0,
+) -> None:
+    """Talk to a model in the terminal. Reads standard input where it is not a terminal, one message a line."""
+    root()
+    options = ["--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature)]
+    os.execv(sys.executable, [sys.executable, "-m", "components", "chat", "--model", model, *options])
+
+
+@app.command()
+def feedback(
+    config: Annotated[Path, typer.Argument(help="Feedback file, such as recipes/feedback/tiny.yaml.")],
+    sets: Sets = None,
+    threads: Threads = 0,
+) -> None:
+    """Have a critic judge a model's answers by a constitution; the preferences become a dataset that DVC keeps."""
+    with errors_told():
+        from components.schema.feedback import FeedbackConfig
+
+        asked = FeedbackConfig.load(config, sets or [])
+        root()
+        _gather(asked, Resources(threads=threads))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder, models:/NAME/VERSION, or a hub id in the mirror.")],
+    suites: Annotated[list[str], typer.Argument(help="Tasks, groups or tags of lm-eval, read from MODELYARD_HUB_MIRROR.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="a=value", help="An option of the section evals, such as limit=100; may be given many times.")] = None,
+    threads: Threads = 0,
+) -> None:
+    """Measure any model on any suites of lm-eval by their names; what was measured already is reused."""
+    with errors_told():
+        from components.schema.recipe import evals_from
+
+        config = evals_from(suites, sets or [])
+        root()
+        console = make_console()
+        with flows_watched(console) as (_, screen):
+            from flows.evaluate import evaluate_model
+
+            record = evaluate_model(config, model, Run(recipe_name="evaluate", resources=Resources(threads=threads)))
+        found = screen.results["evaluate"]["verdict"]
+        console.print(f"evaluate: {found.action}: {found.reason}", highlight=False)
+        for by_suite in record.figures["scores"].values():
+            for suite, score in by_suite.items():
+                print(f"{suite:30} {score['metric']:24} {score['score']:.4f} ± {score['stderr']:.4f}  {score['items']:,} items")
+        print(f"Every item: {record.folder / 'items'}\nNext: modelyard compare {record.folder.name} ...")
+
+
+@app.command()
+def rate(
+    config: Annotated[Path, typer.Argument(help="Rating file, such as recipes/rating/tiny.yaml.")],
+    sets: Sets = None,
+    threads: Threads = 0,
+) -> None:
+    """Rate models by whose answers a reward model, a judge or people find better."""
+    with errors_told():
+        from components.schema.rating import RatingConfig
+
+        asked = RatingConfig.load(config, sets or [])
+        root()
+        console = make_console()
+        with flows_watched(console) as (_, screen):
+            from flows.rate import rate_models
+
+            record = rate_models(asked, Run(recipe_name=asked.name, seed=asked.seed, resources=Resources(threads=threads)))
+        found = screen.results["rate"]["verdict"]
+        console.print(f"rate: {found.action}: {found.reason}", highlight=False)
+        print(f"{(record.folder / 'report.md').read_text()}\nEvery comparison: {record.folder / 'verdicts.jsonl'}" if "ratings" in record.figures else f"Sheet to fill in: {record.folder / 'sheet.jsonl'}")
+
+
+@app.command()
+def approve(
+    model: Annotated[str, typer.Argument(help="A version that waits for a person, such as models:/modelyard/3.")],
+    why: Annotated[str, typer.Option(help="Your reason; kept with the version.")] = "",
+    anyway: Annotated[bool, typer.Option("--anyway", help="Although the champion is another one by now than the gate compared with.")] = False,
+) -> None:
+    """Make a version champion about which the gate asked a person."""
+    with errors_told():
+        from components.registry import models
+
+        print(models.settle(model, True, getpass.getuser(), why, anyway))
+
+
+@app.command()
+def reject(
+    model: Annotated[str, typer.Argument(help="A version that waits for a person, such as models:/modelyard/3.")],
+    why: Annotated[str, typer.Option(help="Your reason; kept with the version.")] = "",
+) -> None:
+    """Leave the champion where it is; the version stays registered."""
+    with errors_told():
+        from components.registry import models
+
+        print(models.settle(model, False, getpass.getuser(), why))
+
+
+def _gather(config: FeedbackConfig, resources: Resources) -> None:
+    """One dataset of feedback, made by a flow of its own and put under DVC."""
+    import subprocess
+
+    console = make_console()
+    with flows_watched(console) as (_, screen):
+        from flows.feedback import gather_feedback, keep
+
+        record = gather_feedback(config, Run(recipe_name=config.name, seed=config.seed, resources=resources))
+    found = screen.results["feedback"]["verdict"]
+    console.print(f"feedback: {found.action}: {found.reason}", highlight=False)
+    folder = keep(record, config.name)
+    done = subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        fail(f"dvc add {folder} ended with code {done.returncode}: {done.stderr.strip()[-400:]}. The data stands there all the same; once DVC works, run the same command again", 1)
+    figures = record.figures
+    print(f"{figures['pairs']} pairs of {figures['prompts']} prompts in {folder}, of which {folder}.dvc is the version. What was left out and why: {folder}/report.md")
+    print(f"Next: in a recipe, data.preferences: [{{kind: files, path: {folder}/preferences}}]; and git add {folder}.dvc")

@@ -1,0 +1,49 @@
+"""What a recipe's line would do: its jobs, what DVC would run, and why."""
+
+from __future__ import annotations
+
+import json
+
+from components.schema.jobs import Job, Run, line, stages
+from components.schema.jobs import data as data_job
+from components.schema.recipe import Recipe, Resources
+from components.schema.records import Dataset
+from flows.terminal import recipe_hash
+
+
+def data_plan(recipe: Recipe, resources: Resources) -> tuple[dict[str, str], Dataset | None]:
+    """What DVC would run and why; the dataset where everything is current."""
+    from components.launch import call
+
+    answer = call("plan-data", data_job(recipe.data, Run(resources=resources)).model_dump(mode="json"))
+    return answer["stale"], answer["dataset"] and Dataset.model_validate(answer["dataset"])
+
+
+def line_of(recipe: Recipe, dataset: Dataset, run: Run) -> dict[str, Job]:
+    """Every job after the data."""
+    from components.registry.weights import locate
+
+    return line(recipe, dataset, run, locate(recipe.model.init_from))
+
+
+def plan_of(recipe: Recipe, resources: Resources) -> dict[str, dict[str, str]]:
+    from components.launch import verdict
+
+    stale, dataset = data_plan(recipe, resources)
+    if dataset is None:
+        why = "; ".join(f"{name}: {reason}" for name, reason in stale.items())
+        rows = {"data": {"action": "run", "reason": why}}
+        return rows | {name: {"action": "run", "reason": "its data will be made first; whether it changes is known then"} for name in stages(recipe)[1:]}
+    rows = {"data": {"action": "reuse", "reason": "DVC: every data stage is current"}}
+    for name, job in line_of(recipe, dataset, Run(seed=recipe.seed, resources=resources)).items():
+        action, reason = verdict(job)
+        rows[name] = {"action": action, "reason": reason, "folder": str(job.folder)}
+    return rows
+
+
+def print_plan(recipe: Recipe, resources: Resources, as_json: bool) -> None:
+    rows = plan_of(recipe, resources)
+    for name, row in rows.items():
+        print(f"{name:<9} {row['action']:<7} {row['reason']}")
+    if as_json:
+        print(json.dumps({"recipe": recipe.name, "recipe_hash": recipe_hash(recipe), "stages": rows}))
