@@ -6,7 +6,7 @@ The flows come through it, and so do DVC's commands, torchrun, and a person with
     python -m components sft --config job.yaml                                                      (a stage, as the flows start it)
     python -m components chat --model models:/modelyard@champion                                    (talk to a model)
 
-Exit codes: 0 done, 1 a defect (with its traceback), 2 bad input (with one message).
+Exit codes: 0 done, 1 a defect (with its traceback), 2 bad input (with one message), 3 a service that does not answer, 4 a budget that is spent (each with one message).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -23,6 +25,8 @@ import yaml
 
 DATA_STEPS = ("benchmarks", "collect", "clean", "filter", "dedup", "decontaminate", "documents", "chats", "preferences", "overlap", "tokenizer", "tokens", "mix", "card")
 STAGES = ("data", "plan-data", "pin-data", "pretrain", "sft", "reward", "cost", "judge", "ppo", "grpo", "dpo", "best_of_n", "feedback", "rate", "evaluate", "noise", "release")
+
+LAST_WORDS_S = 60.0  # what a stage whose launcher died has for its checkpoint
 
 
 def main() -> int:
@@ -41,7 +45,7 @@ def main() -> int:
     args = parser.parse_args()
     _end_with_parent()
 
-    from components.schema.config import BadInput
+    from components.schema.config import BadInput, BudgetSpent, Unavailable
 
     try:
         if args.stage in DATA_STEPS:
@@ -68,6 +72,12 @@ def main() -> int:
             from components.schema.jobs import Job
 
             stages.run(args.stage, Job.model_validate(yaml.safe_load(args.config.read_text())))
+    except Unavailable as error:
+        _say_error(str(error), "unavailable")
+        return 3
+    except BudgetSpent as error:
+        _say_error(str(error), "budget spent")
+        return 4
     except BadInput as error:
         _say_error(str(error))
         return 2
@@ -96,18 +106,32 @@ def _work(config: Path, out: Path, run_id: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """A stage whose flow was killed must not train on as an orphan: Linux sends us SIGKILL when the launcher dies."""
-    if parent := os.environ.get("MODELYARD_PARENT"):
+    """A stage whose flow was killed must not train on as an orphan: Linux sends it SIGTERM when the launcher dies, so that it writes a checkpoint and ends."""
+    if not (parent := os.environ.get("MODELYARD_PARENT")):
+        return
+    if sys.argv[1] not in STAGES:  # a part of a stage; what it did ends with the stage's checkpoint
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if sys.argv[1] in STAGES and os.getppid() != int(parent):
-            sys.exit("the process that started this stage is gone")
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        sys.exit("the process that started this stage is gone")
+    threading.Thread(target=_end_surely, args=(int(parent),), daemon=True).start()
 
 
-def _say_error(text: str) -> None:
+def _end_surely(parent: int) -> None:
+    """A stage that hangs hears no SIGTERM: some time after the launcher died its whole group goes."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    time.sleep(LAST_WORDS_S)
+    own_group = os.getpgid(0) == os.getpid()
+    os.killpg(0, signal.SIGKILL) if own_group else os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _say_error(text: str, kind: str = "bad input") -> None:
     if os.environ.get("MODELYARD_EVENTS"):
         from components.schema.events import say
 
-        say({"event": "error", "text": text})
+        say({"event": "error", "text": text, "kind": kind})
     print(f"error: {text}", file=sys.stderr)
 
 

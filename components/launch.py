@@ -2,7 +2,7 @@
 
 A process of its own gives its memory back when it ends, dies without taking the flow along, and is the same command
 that DVC, torchrun or a person would type. Whether it has to run at all is decided here first: a record that stands
-(files present, sizes and hashes right) is reused.
+(files present, sizes and hashes right) is reused. One that has to run waits for a slot of this host (components/slots.py).
 """
 
 from __future__ import annotations
@@ -13,25 +13,35 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from components.schema.config import BadInput
+from components import slots
+from components.cost import budget
+from components.schema.config import BadInput, BudgetSpent, Unavailable
 from components.schema.events import EVENT
 from components.schema.jobs import Job
-from components.schema.records import Record
+from components.schema.recipe import Resources
+from components.schema.records import Record, home
 
 # Neither changes a result (docs/LOG.md). A thread that waits for its siblings sleeps instead of spinning: beside other work on the same cores a
 # training step was 3.4 times faster for it (two threads on two busy cores: 2,890 tokens/s against 850). And glibc asks for huge pages where the
 # kernel leaves that to programs: a step was 1 to 2 % faster.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
+KINDS = {"unavailable": Unavailable, "budget spent": BudgetSpent}  # of a stage's errors, as __main__ names them; any other is BadInput
+
 Listener = Callable[[dict[str, Any]], None]
+
+_running: set[subprocess.Popen[str]] = set()
+_leaving = threading.Event()
 
 
 class StageDied(Exception):
@@ -62,9 +72,10 @@ def verdict(job: Job) -> Verdict:
 
 
 def launch(job: Job, listen: Listener = lambda event: None) -> tuple[Record, Verdict]:
-    """Run one job unless its record stands. Errors: BadInput (a person can mend it), StageDied (the process was lost)."""
+    """Run one job unless its record stands. Errors: BadInput (a person can mend it; BudgetSpent is one), Unavailable (trying again may), StageDied (the process was lost)."""
     found = verdict(job)
     if found.action != "reuse" or job.stage == "data":  # only DVC can say whether data is current
+        budget.refuse(job, job.run.spent)
         answer = call(job.stage, job.model_dump(mode="json"), listen)
         found = Verdict(answer.get("action", found.action), answer.get("reason", found.reason))
         return Record.read(Path(answer["folder"])), found
@@ -73,23 +84,53 @@ def launch(job: Job, listen: Listener = lambda event: None) -> tuple[Record, Ver
 
 def call(stage: str, job: dict[str, Any], listen: Listener = lambda event: None) -> dict[str, Any]:
     """Run `python -m components STAGE` on a job, pass its events on, and return its last word (the `result` event)."""
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=f"{stage}-") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=f"{stage}-") as file, _slots(stage, job, listen) as taken:
         yaml.safe_dump(job, file)
         file.flush()
+        _stand_still_if_leaving()
         process = subprocess.Popen(
             [sys.executable, "-m", "components", stage, "--config", file.name],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**ENVIRONMENT, **os.environ, "MODELYARD_EVENTS": "1", "MODELYARD_PARENT": str(os.getpid()), "MODELYARD_LAUNCHED": str(time.time()), "PYTHONUNBUFFERED": "1"},
+            env={**ENVIRONMENT, **os.environ, "MODELYARD_EVENTS": "1", "MODELYARD_PARENT": str(os.getpid()), "MODELYARD_LAUNCHED": str(time.time()), "PYTHONUNBUFFERED": "1", **taken.environment},
             text=True,
             errors="replace",
             start_new_session=True,
+            pass_fds=taken.files,
         )
         try:
+            _running.add(process)
+            taken.describe(pid=process.pid, stage=stage, launcher=os.getpid(), home=str(home()))
+            taken.close()  # from here on the stage's own process holds them, whatever becomes of us
             return _follow(stage, process, listen)
         finally:
             end(process)
+            _running.discard(process)
+
+
+@contextmanager
+def _slots(stage: str, job: dict[str, Any], listen: Listener) -> Iterator[slots.Slots]:
+    """The slots that a job takes on this host, waited for."""
+    wanted = slots.need(stage, Resources.model_validate(job.get("run", {}).get("resources", {})))
+    with slots.held(wanted, lambda text: listen({"event": "note", "stage": stage, "text": text, "waiting": True})) as taken:
+        yield taken
+
+
+def leave(grace_s: float = 8.0) -> None:
+    """End every stage that this process started, and start none any more: for a process that must not go on (flows/attempts.py)."""
+    _leaving.set()
+    ends = [threading.Thread(target=end, args=(process, grace_s)) for process in list(_running)]
+    for thread in ends:
+        thread.start()
+    for thread in ends:
+        thread.join()
+
+
+def _stand_still_if_leaving() -> None:
+    """Whoever runs the stages says and starts nothing any more; the process is about to be gone."""
+    if _leaving.is_set():
+        threading.Event().wait()
 
 
 def show(stage: str, job: dict[str, Any], *options: str) -> int:
@@ -103,7 +144,7 @@ def show(stage: str, job: dict[str, Any], *options: str) -> int:
 def _follow(stage: str, process: subprocess.Popen[str], listen: Listener) -> dict[str, Any]:
     """Read a stage's output until it ends."""
     result: dict[str, Any] | None = None
-    error: str | None = None
+    error: BadInput | None = None
     tail: deque[str] = deque(maxlen=30)
     assert process.stdout is not None
     for line in process.stdout:
@@ -115,12 +156,13 @@ def _follow(stage: str, process: subprocess.Popen[str], listen: Listener) -> dic
         if event["event"] == "result":
             result = event
         elif event["event"] == "error":
-            error = event["text"]
+            error = KINDS.get(event.get("kind", ""), BadInput)(event["text"])
         else:
             listen({**event, "stage": stage})
     code = process.wait()
+    _stand_still_if_leaving()
     if error is not None:
-        raise BadInput(error)
+        raise error
     if code or result is None:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         last = "\n".join(f"  | {line}" for line in tail)

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from components import processes
+from components.cost import budget
 from components.launch import verdict
 from components.schema.config import BadInput
 from components.schema.data import DataConfig
 from components.schema.evaluation import EvalConfig
 from components.schema.events import say
 from components.schema.gate import GateConfig, NoiseConfig
-from components.schema.jobs import SCORERS, Job
+from components.schema.jobs import SCORERS, TRAINING, Job
 from components.schema.posttraining import AlignConfig, RewardConfig, SFTConfig
 from components.schema.records import REVISIONS, File, Outcome, Record, file_md5, home
 from components.schema.training import ModelConfig, PretrainConfig
@@ -56,7 +57,7 @@ def _produce(job: Job, folder: Path) -> None:
     _check_disk(job)
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(exist_ok=True)
-    with _tracked(job) as tracked:
+    with budget.Bill(job, partial) as bill, _tracked(job) as tracked:
         import_module(WORKS_WITH[job.stage])
         began = time.time()
         outcome = _done(job, partial, tracked.run_id)
@@ -69,7 +70,13 @@ def _produce(job: Job, folder: Path) -> None:
             files={str(p.relative_to(partial)): File(md5=file_md5(p), size=p.stat().st_size) for p in _files(partial)},
             figures=outcome.figures,
             samples=outcome.samples,
-            execution={**outcome.execution, "work_seconds": round(time.time() - began, 2), "start_seconds": round(began - _launched(), 2), "mlflow_run_id": tracked.run_id},
+            execution={
+                **outcome.execution,
+                "work_seconds": round(time.time() - began, 2),
+                "start_seconds": round(began - _launched(), 2),
+                "mlflow_run_id": tracked.run_id,
+                "cost": bill.closed(),
+            },
         )
         record.write(partial)
         tracked.finish(record, partial)  # before the folder stands: a record that is reused has a finished run
@@ -107,9 +114,10 @@ def _data(job: Job) -> None:
 
     config = DataConfig.model_validate(job.config["data"])
     _check_disk(job)
-    with _tracked(job) as tracked:
+    account = home() / "cost" / f"data-{job.identity[:16]}"  # where the data will stand is not known yet
+    with budget.Bill(job, account) as bill, _tracked(job) as tracked:
         began = time.time()
-        dataset, ran = versions.reproduce(config, say)
+        dataset, ran = versions.reproduce(config, budget.ending(account, say))
         job = job.model_copy(update={"config": {"parts": {name: getattr(dataset, name).identity for name in versions.PARTS}}})
         folder = job.folder
         record = Record(
@@ -120,11 +128,17 @@ def _data(job: Job) -> None:
             inputs={},
             files={},
             figures={name: getattr(dataset, name).counts for name in versions.PARTS},
-            execution={"work_seconds": round(time.time() - began, 2), "start_seconds": round(began - _launched(), 2), "mlflow_run_id": tracked.run_id},
+            execution={
+                "work_seconds": round(time.time() - began, 2),
+                "start_seconds": round(began - _launched(), 2),
+                "mlflow_run_id": tracked.run_id,
+                "cost": bill.closed(),
+            },
         )
         if not (folder / "record.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
             record.write(folder)
+        shutil.rmtree(account, ignore_errors=True)
         tracked.finish(record, folder, dataset)
     reason = f"DVC ran {', '.join(ran)}" if ran else "DVC: every data stage is current"
     say({"event": "result", "folder": str(folder), "action": "run" if ran else "reuse", "reason": reason})
@@ -171,7 +185,7 @@ def _pretrain(job: Job, out: Path, run_id: str) -> Outcome:
         _path(job, "mix"),
         _path(job, "tokenizer"),
         out,
-        _context(job, run_id),
+        _context(job, out, run_id),
         _path(job, "weights") if "weights" in job.inputs else None,
     )
 
@@ -179,13 +193,13 @@ def _pretrain(job: Job, out: Path, run_id: str) -> Outcome:
 def _sft(job: Job, out: Path, run_id: str) -> Outcome:
     from components.training import sft
 
-    return sft.run(SFTConfig.model_validate(job.config["sft"]), _path(job, "base"), _path(job, "chats"), out, _context(job, run_id))
+    return sft.run(SFTConfig.model_validate(job.config["sft"]), _path(job, "base"), _path(job, "chats"), out, _context(job, out, run_id))
 
 
 def _reward(job: Job, out: Path, run_id: str) -> Outcome:
     from components.training import reward
 
-    return reward.run(RewardConfig.model_validate(job.config["reward"]), _path(job, "chat"), _path(job, "preferences"), out, _context(job, run_id))
+    return reward.run(RewardConfig.model_validate(job.config["reward"]), _path(job, "chat"), _path(job, "preferences"), out, _context(job, out, run_id))
 
 
 def _align(job: Job, out: Path, run_id: str) -> Outcome:
@@ -198,7 +212,7 @@ def _align(job: Job, out: Path, run_id: str) -> Outcome:
     config = TypeAdapter(AlignConfig).validate_python(job.config["align"])
     scorers = {name: _path(job, name) for name in SCORERS if name in job.inputs}
     given = Given(_path(job, "chat"), scorers, _path(job, "preferences"), _path(job, "chats"), lambda programs: [verdict.passed for verdict in run_codes(programs)])
-    return import_module(WORKS_WITH[job.stage]).run(config, given, out, _context(job, run_id))
+    return import_module(WORKS_WITH[job.stage]).run(config, given, out, _context(job, out, run_id))
 
 
 def _feedback(job: Job, out: Path, run_id: str) -> Outcome:
@@ -209,7 +223,7 @@ def _feedback(job: Job, out: Path, run_id: str) -> Outcome:
     _use_threads(job)
     config = FeedbackConfig.joined(job.config["feedback"], job.run.options)
     given = feedback.Given(_path(job, "policy"), _path(job, "critic") if "critic" in job.inputs else None, _path(job, "constitution"), _path(job, "prompts"))
-    return feedback.run(config, given, out, say)
+    return feedback.run(config, given, out, budget.ending(out, say))
 
 
 def _rate(job: Job, out: Path, run_id: str) -> Outcome:
@@ -230,7 +244,7 @@ def _rate(job: Job, out: Path, run_id: str) -> Outcome:
         batched=not (asked and asked.url),
         rankings=inputs.get("rankings"),
     )
-    return rate.run(config, given, out, say)
+    return rate.run(config, given, out, budget.ending(out, say))
 
 
 def _rater(config: EvalConfig) -> Callable[[list[str]], list[float]] | None:
@@ -263,7 +277,7 @@ def _evaluate(job: Job, out: Path, run_id: str) -> Outcome:
     config = EvalConfig.model_validate(job.config["evals"])
     tokens, overlap = (_path(job, name) if name in job.inputs else None for name in ("tokens", "overlap"))  # a model alone has no line
     return harness.run(
-        config, models, _path(job, "benchmarks"), tokens, out, say, config.fewshot_seed, overlap=overlap, cache=home() / "measured", rate_toxicity=_rater(config)
+        config, models, _path(job, "benchmarks"), tokens, out, budget.ending(out, say), config.fewshot_seed, overlap=overlap, cache=home() / "measured", rate_toxicity=_rater(config)
     )
 
 
@@ -274,7 +288,7 @@ def _noise(job: Job, out: Path, run_id: str) -> Outcome:
     _use_threads(job)
     evals, config = EvalConfig.model_validate(job.config["evals"]), NoiseConfig.model_validate(job.config["noise"])
     retrained = [_path(job, name) for name in sorted(job.inputs) if name.startswith("retrained_")]
-    return noise.run(config, evals, job.config["role"], _path(job, "model"), _path(job, "benchmarks"), _path(job, "tokens"), out, say, job.config["seed"], retrained)
+    return noise.run(config, evals, job.config["role"], _path(job, "model"), _path(job, "benchmarks"), _path(job, "tokens"), out, budget.ending(out, say), job.config["seed"], retrained)
 
 
 def _release(job: Job, out: Path, run_id: str) -> Outcome:
@@ -326,8 +340,6 @@ def _release(job: Job, out: Path, run_id: str) -> Outcome:
     (out / "release.json").write_text(json.dumps(figures, indent=2, sort_keys=True))
     return Outcome(figures=figures, execution=timed)
 
-
-TRAINING = ("pretrain", "sft", *SCORERS, "dpo")  # what several processes can do together; a policy samples in one
 
 RUN: dict[str, Callable[[Job, Path, str], Outcome]] = {
     "pretrain": _pretrain,
@@ -425,7 +437,14 @@ class Tracked:
             stage=job.stage,
             identity=job.identity,
             params=job.config,
-            lineage={"recipe": job.run.recipe_name, "recipe_hash": job.run.recipe_hash, "threads": job.run.resources.threads or os.cpu_count(), "seed": job.run.seed},
+            lineage={
+                **tracking.lineage(Path.cwd()),
+                "recipe": job.run.recipe_name,
+                "recipe_hash": job.run.recipe_hash,
+                "threads": job.run.resources.threads or os.cpu_count(),
+                "seed": job.run.seed,
+                "resources": job.run.resources.model_dump(mode="json"),
+            },
         )
         if job.inputs:
             tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in job.inputs.items()})
@@ -436,7 +455,8 @@ class Tracked:
             parts = {name: getattr(dataset, name) for name in ("tokens", "mix", "chats", "preferences", "benchmarks")}
             self.tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in parts.items()})
             self.tracking.log_folder(self.run_id, Path(dataset.card.path), "data_card")
-        self.tracking.close_stage(self.run_id, "FINISHED", record.figures, folder / "record.json", record)
+            self.tracking.log_pins(self.run_id, record.identity, (folder / "record.json", Path("params.yaml"), Path("dvc.lock")))
+        self.tracking.close_stage(self.run_id, "FINISHED", {**record.figures, "cost": budget.figures(record)}, folder / "record.json", record)
 
 
 @contextmanager
@@ -450,7 +470,7 @@ def _tracked(job: Job) -> Iterator[Tracked]:
         raise
 
 
-def _context(job: Job, run_id: str) -> Any:
+def _context(job: Job, out: Path, run_id: str) -> Any:
     """What a training loop is handed: seed, logger, voice, what the machine gives. Of several processes only the first one speaks and logs."""
     _use_threads(job)
     from components.registry import tracking
@@ -460,7 +480,7 @@ def _context(job: Job, run_id: str) -> Any:
     alone = {} if job.stage in TRAINING else {"processes": 1, "nodes": 1, "strategy": "auto"}
     first = processes.rank() == 0
     loggers = [StageLogger(tracking.MetricSink(run_id))] if first else []
-    return Context(seed=job.config["seed"], loggers=loggers, emit=say if first else lambda event: None, resources=job.run.resources.model_copy(update=alone))
+    return Context(seed=job.config["seed"], loggers=loggers, emit=say if first else lambda event: None, resources=job.run.resources.model_copy(update=alone), stop=lambda: budget.told(out))
 
 
 def _use_threads(job: Job) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from prefect import flow
@@ -50,6 +52,18 @@ def keep(record: Record, name: str) -> Path:
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def put_under_dvc(record: Record, name: str) -> Path:
+    """`keep`, then `dvc add`. Errors: BadInput where DVC refuses; the data stands all the same."""
+    folder = keep(record, name)
+    done = subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        raise BadInput(
+            f"feedback: dvc add {folder} ended with code {done.returncode}: {done.stderr.strip()[-400:]}. "
+            "The data stands there all the same; once DVC works, run the same command again"
+        )
     return folder
 
 

@@ -54,11 +54,17 @@ def release_card(record: Record) -> Record:
     """What the gate decided and why."""
     f = record.figures
     waits = f"\n\nIt waits for a person: `modelyard approve {f['uri']}` or `modelyard reject {f['uri']}`" if f["action"] == "ask" else ""
+    create_markdown_artifact(markdown=release_text(record, waits), key="release", description="The gate's decision")
+    return record
+
+
+def release_text(record: Record, note: str = "") -> str:
+    """The gate's decision and what it rests on, as Markdown."""
+    f = record.figures
     rows = [" | ".join(["", c["suite"], *(_shown(c[name]) for name in ("champion", "challenger", "difference", "low", "high", "margin", "items")), c["verdict"], ""]) for c in f["comparisons"]]
     head = "| suite | champion | challenger | difference | low | high | margin | items | verdict |\n|" + " --- |" * 9
     table = "\n".join(["\n", head, *(row.strip() for row in rows)]) if rows else ""
-    create_markdown_artifact(markdown=f"# {f['uri']}: {f['action']}\n\n{f['reason']}{waits}{table}", key="release", description="The gate's decision")
-    return record
+    return f"# {f['uri']}: {f['action']}\n\n{f['reason']}{note}{table}"
 
 
 def _shown(value: Any) -> str:

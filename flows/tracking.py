@@ -8,13 +8,16 @@ from components.registry import tracking
 from components.schema.jobs import Run
 from components.schema.recipe import Recipe, Resources
 from components.schema.records import Record, digest
+from flows.doors.asked import announce
 
 
 def open_run(recipe: Recipe, resources: Resources) -> Run:
     """Open the parent run of this recipe, or take up the one that an earlier, unfinished start left."""
+    announce(recipe, resources)
     resolved = recipe.model_dump(mode="json")
     recipe_hash = digest(resolved)
-    parent = tracking.open_pipeline(recipe.name, recipe_hash, recipe.model_dump_json(indent=2), tracking.lineage(Path.cwd()))
+    lineage = {**tracking.lineage(Path.cwd()), "seed": recipe.seed, "resources": resources.model_dump(mode="json")}
+    parent = tracking.open_pipeline(recipe.name, recipe_hash, recipe.model_dump_json(indent=2), lineage, resolved)
     return Run(recipe_name=recipe.name, recipe_hash=recipe_hash, seed=recipe.seed, resources=resources, parent_run_id=parent)
 
 

@@ -22,8 +22,10 @@ MAY = {
     "components/evaluation": {"components.schema", "components.models", "components.evaluation", "torch", "lm_eval", "transformers", "datasets"},
     "components/registry": {"components.schema", "components.registry", "mlflow"},
     "components/serving": {"components.schema", "components.models", "components.registry", "components.serving", "torch", "transformers"},
-    "components/launch.py": {"components.schema"},
-    "flows": {"prefect", "components.schema", "components.launch", "components.registry", "components.evaluation.comparison", *(f"components.evaluation.{name}" for name in ("evidence", "gate", "power")), "flows"},
+    "components/cost": {"components.schema", "components.cost", "pydantic"},
+    "components/launch.py": {"components.schema", "components.slots", "components.cost"},
+    "components/slots.py": {"components.schema"},
+    "flows": {"prefect", "components.schema", "components.launch", "components.slots", "components.cost", "components.registry", "components.evaluation.comparison", *(f"components.evaluation.{name}" for name in ("evidence", "gate", "power")), "flows"},
 }
 
 

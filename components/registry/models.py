@@ -3,7 +3,8 @@
 `challenger` is the version registered last, `champion` the one that passed the gate last. A version carries what decided
 about it as tags: identity, scores, the gate's reason; what each item scored stands with its run. A version is registered once
 for each identity: a release that was killed halfway and is run again finds what it had done. Where the gate asks a person, the
-version waits: `settle` makes it champion, or leaves it.
+version waits: `settle` makes it champion, or leaves it. `rollback` gives the alias back to an earlier champion. Every move of it is
+kept with the registered model, so that who was champion when, and by whose word, can be told: `champions`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 IDENTITY, SCORES = "modelyard.identity", "modelyard.scores"
 ACTION, BEFORE, EVIDENCE = "modelyard.action", "modelyard.champion_before", "modelyard.evidence_run"
+MOVE = "modelyard.champion."  # with a time after it: one tag of the registered model for each move of the alias
 LONGEST_TAG = 5000
 CHAMPION, CHALLENGER = "champion", "challenger"
+ROLLED_BACK = "rolled_back"  # the action of a version that was champion and is no longer wanted
 
 
 def release(
@@ -52,7 +55,7 @@ def release(
     version = register(name, checkpoint, run_id, tags, inputs)
     set_alias(name, CHALLENGER, version)
     if action == "promote":
-        set_alias(name, CHAMPION, version)
+        _crown(name, version, "gate", "the gate", tags.get("modelyard.reason", ""))
     client().set_model_version_tag(name, version, ACTION, action)
     return version
 
@@ -112,11 +115,11 @@ def settle(uri: str, approved: bool, who: str, why: str = "", anyway: bool = Fal
 
     Errors: BadInput where nothing waits there, or, unless `anyway`, where the champion is another one by now than the gate compared with.
     """
-    found = _version_called(uri)
+    found = version_called(uri)
     name, version, action = found.name, str(found.version), found.tags.get(ACTION)
     if action != "ask":
         waiting = [f"models:/{v.name}/{v.version}" for v in _versions(name) if v.tags.get(ACTION) == "ask"]
-        was = {"promote": "was promoted already", "hold": "is held"}.get(action or "", "never came to the gate")
+        was = {"promote": "was promoted already", "hold": "is held", ROLLED_BACK: "was champion and was rolled back"}.get(action or "", "never came to the gate")
         raise BadInput(f"registry: models:/{name}/{version} {was}, so there is nothing to settle. Waiting: {', '.join(waiting) or 'none'}")
     now, before = _version_at(name, CHAMPION), found.tags.get(BEFORE) or "none"
     champion_now = str(now.version) if now else "none"
@@ -126,16 +129,81 @@ def settle(uri: str, approved: bool, who: str, why: str = "", anyway: bool = Fal
             f"Compare them (modelyard compare models:/{name}@champion models:/{name}/{version}), then approve with --anyway"
         )
     if approved:
-        set_alias(name, CHAMPION, version)
-    settled = {"modelyard.settled_by": who, "modelyard.settled_why": why[:LONGEST_TAG], "modelyard.settled_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        _crown(name, version, "approved", who, why)
+    settled = {"modelyard.settled_by": who, "modelyard.settled_why": why[:LONGEST_TAG], "modelyard.settled_at": _now()}
     for key, value in {**settled, ACTION: "promote" if approved else "hold"}.items():  # the action last: it is what says that this is done
         client().set_model_version_tag(name, version, key, value)
     return f"models:/{name}/{version} is the champion now; before it was {before}" if approved else f"models:/{name}/{version} is held; the champion stays {champion_now}"
 
 
+def rollback(name: str, who: str, why: str = "", to: str | None = None) -> str:
+    """Give the alias champion back to the one before, or to the version `to`. The version that loses it stays registered. Gives what was done, in a sentence.
+
+    Errors: BadInput where there is no champion, none before it, or no such version.
+    """
+    now = _version_at(name, CHAMPION)
+    if now is None:
+        raise BadInput(f"rollback: {name} has no champion, so there is nothing to roll back. {_what_there_is(name)}")
+    left, target = str(now.version), to or _before(name, str(now.version))
+    there = [str(version.version) for version in _versions(name)]
+    if target is None or target not in there:
+        what = f"models:/{name}/{target} does not exist" if target else f"models:/{name}/{left} is the first champion that is known"
+        raise BadInput(f"rollback: {what}, so the champion stays {left}. Name another version: modelyard rollback {name} --to VERSION, one of {', '.join(there)}")
+    if target == left:
+        raise BadInput(f"rollback: models:/{name}/{left} is the champion already, so nothing would change. Leave --to out for the champion before it")
+    word = {"modelyard.rolled_back_by": who, "modelyard.rolled_back_why": why[:LONGEST_TAG], "modelyard.rolled_back_at": _now(), ACTION: ROLLED_BACK}
+    for key, value in word.items():
+        client().set_model_version_tag(name, left, key, value)
+    _crown(name, target, "rollback", who, why)
+    client().set_model_version_tag(name, target, ACTION, "promote")
+    return f"models:/{name}/{target} is the champion again; models:/{name}/{left} was rolled back"
+
+
+def champions(name: str) -> list[dict[str, str]]:
+    """Every move of the alias, the oldest first: version, how (gate, approved, rollback), who, why, at."""
+    if not _registered(name):
+        return []
+    tags = client().get_registered_model(name).tags
+    return [{**json.loads(tags[key]), "at": key.removeprefix(MOVE)} for key in sorted(tags) if key.startswith(MOVE)]
+
+
+def _crown(name: str, version: str, how: str, who: str, why: str) -> None:
+    """Make a version champion and write the move down, first: a kill in between leaves a move that is made when the command is given again."""
+    champion = _version_at(name, CHAMPION)
+    if champion is not None and str(champion.version) == version:
+        return
+    moves = champions(name)
+    if not (moves and (moves[-1]["version"], moves[-1]["how"]) == (version, how)):
+        move = {"version": version, "how": how, "who": who, "why": why[: LONGEST_TAG // 2]}
+        client().set_registered_model_tag(name, MOVE + datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%fZ"), json.dumps(move))
+    set_alias(name, CHAMPION, version)
+
+
+def _before(name: str, now: str) -> str | None:
+    """Who was champion before `now`. Rolled back twice, the alias goes back two steps, not to and fro."""
+    line: list[str] = []
+    for move in champions(name):
+        version = move["version"]
+        if move["how"] == "rollback" and version in line:
+            del line[len(line) - line[::-1].index(version) :]
+        elif not line or line[-1] != version:
+            line.append(version)
+    if now in line:
+        del line[len(line) - 1 - line[::-1].index(now) :]
+    if line:
+        return line[-1]
+    found = _version_numbered(name, now)
+    before = found.tags.get(BEFORE, "none") if found else "none"  # released before moves were kept
+    return None if before == "none" else before
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def fetch(uri: str) -> Path:
     """The folder of `models:/name@alias` or `models:/name/3`, downloaded where the store is remote. Errors: BadInput, naming what there is."""
-    found = _version_called(uri)
+    found = version_called(uri)
     from mlflow.artifacts import download_artifacts
 
     return Path(download_artifacts(artifact_uri=client().get_model_version_download_uri(found.name, found.version), tracking_uri=store_uri()))
@@ -143,17 +211,18 @@ def fetch(uri: str) -> Path:
 
 def look_up(uri: str) -> tuple[str, str, dict[str, str]]:
     """(name, version, tags) of `models:/name@alias` or `models:/name/3`. Errors: BadInput, naming what there is."""
-    found = _version_called(uri)
+    found = version_called(uri)
     return found.name, str(found.version), dict(found.tags)
 
 
 def name_and_version(uri: str) -> tuple[str, str]:
     """Which model and version `models:/name@alias` or `models:/name/3` is. Errors: BadInput, naming what there is."""
-    found = _version_called(uri)
+    found = version_called(uri)
     return found.name, str(found.version)
 
 
-def _version_called(uri: str) -> ModelVersion:
+def version_called(uri: str) -> ModelVersion:
+    """The version that `models:/name@alias` or `models:/name/3` names. Errors: BadInput, naming what there is."""
     parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if parts is None:
         raise BadInput(f"registry: {uri!r} names no model, so nothing can be loaded. Write models:/NAME@ALIAS or models:/NAME/VERSION; {_what_there_is()}")

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.schema.config import BadInput
+from components.schema.config import Unavailable
 from components.schema.records import home
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def is_embedded() -> bool:
 
 
 def client() -> MlflowClient:
-    """A client for the store, which is made where it does not exist yet. Errors: BadInput where a server does not answer."""
+    """A client for the store, which is made where it does not exist yet. Errors: Unavailable where a server does not answer."""
     uri = store_uri()
     found = _client(uri)
     _aim_mlflow_at(uri)
@@ -142,7 +142,7 @@ def answering(uri: str) -> Iterator[None]:
     except MlflowException as error:
         if "API request to" not in str(error):
             raise
-        raise BadInput(
+        raise Unavailable(
             f"tracking: MLflow at {uri} does not answer ({str(error).splitlines()[0][:160]}), so nothing could be recorded. "
             "Start it, or unset MLFLOW_TRACKING_URI to keep records in this project"
         ) from None

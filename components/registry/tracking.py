@@ -11,14 +11,16 @@ started again, by whichever pipeline, goes on in the same run.
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from components.registry.lineage import lineage
+from components.registry.lineage import PINS, lineage
 from components.registry.metrics import MetricSink
 from components.registry.store import answering, client, experiment_id, locked, prepare, store_uri
 from components.schema.records import Record
@@ -26,17 +28,22 @@ from components.schema.records import Record
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-__all__ = ["MetricSink", "artifact_link", "attach", "close_stage", "lineage", "lineage_of", "log_folder", "log_inputs", "open_pipeline", "open_stage", "prepare", "store_uri"]
+__all__ = [
+    "MetricSink", "artifact_link", "attach", "close_stage", "lineage", "lineage_of", "log_folder", "log_inputs", "log_pins", "open_pipeline", "open_stage", "prepare", "store_uri",
+]  # fmt: skip
 
 LONGEST_PARAM, LONGEST_TAG = 6000, 5000  # MLflow refuses longer ones
 TAGGED_LINEAGE = ("python", "cpu", "cores", "threads", "platform", "recipe", "recipe_hash", "seed", "git_commit")
+SHORT = 8  # characters of an identity in a name
+APART = ("git_patch", "installed", "pins")  # of a lineage: kept as files of their own
 
 
-def open_pipeline(recipe_name: str, recipe_hash: str, recipe_text: str, lineage: Mapping[str, Any]) -> str:
-    """The run of this very recipe: a new one, or the one that an earlier start left. Returns its id."""
+def open_pipeline(recipe_name: str, recipe_hash: str, recipe_text: str, lineage: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> str:
+    """The run of this very recipe: a new one, or the one that an earlier start left. Returns its id. `params`: the recipe's values, to compare recipes by."""
     tags = {"modelyard.kind": "pipeline", "modelyard.recipe": recipe_name, "modelyard.recipe_hash": recipe_hash}
-    run_id = _find_or_create("modelyard.recipe_hash", recipe_hash, "pipeline", f"{recipe_name}-{recipe_hash[:8]}", tags)
+    run_id = _find_or_create("modelyard.recipe_hash", recipe_hash, "pipeline", f"{recipe_name}-{recipe_hash[:SHORT]}", tags)
     client().log_text(run_id, recipe_text, "recipe.yaml")
+    _log_params(run_id, params or {})
     _log_lineage(run_id, lineage)
     return run_id
 
@@ -46,7 +53,8 @@ def open_stage(parent_id: str | None, stage: str, identity: str, params: Mapping
     tags = {"modelyard.kind": "stage", "modelyard.stage": stage, "modelyard.stage_identity": identity}
     if parent_id:
         tags["mlflow.parentRunId"] = parent_id
-    run_id = _find_or_create("modelyard.stage_identity", identity, "stage", stage, tags)
+    name = " ".join(filter(None, (lineage.get("recipe"), stage, identity[:SHORT])))
+    run_id = _find_or_create("modelyard.stage_identity", identity, "stage", name, tags)
     _log_params(run_id, params)
     _log_lineage(run_id, lineage)
     return run_id
@@ -88,25 +96,43 @@ def log_inputs(run_id: str, inputs: Mapping[str, tuple[str | Path, str]]) -> Non
     client().log_inputs(run_id, datasets=entries)
 
 
+def log_pins(run_id: str, identity: str, files: Iterable[Path]) -> None:
+    """What a data version is, with the data's run: one folder for each version, since one recipe's data changes with its sources."""
+    for file in files:
+        if file.is_file():
+            client().log_artifact(run_id, str(file), f"versions/{identity[:16]}")
+
+
 def log_folder(run_id: str, folder: Path, name: str) -> None:
     """The files of a folder as the run's artifacts under `name`."""
     client().log_artifacts(run_id, str(folder), name)
 
 
 def lineage_of(run_id: str) -> dict[str, Any]:
-    """What `open_pipeline` kept of the code behind a stage's run: git_commit, uncommitted_changes, python, packages. Empty where the store has no such run, or no pipeline made it."""
-    found = _run(run_id)
-    parent = _run(found.data.tags.get("mlflow.parentRunId", "")) if found else None
-    if parent is None or "modelyard.starts" not in parent.data.tags:
+    """The code behind a stage's run: git_commit, uncommitted_changes, python, packages. Empty where the store has no such run, or kept no lineage."""
+    found = whole_lineage(run_id)
+    if not found:
         return {}
-    tags = parent.data.tags
-    kept = json.loads(Path(client().download_artifacts(parent.info.run_id, f"lineage/{tags['modelyard.starts']}/lineage.json")).read_text())
     return {
-        "git_commit": kept.get("git_commit"),
-        "uncommitted_changes": tags.get("modelyard.uncommitted_changes") == "true",
-        "python": kept.get("python"),
-        "packages": kept.get("packages", {}),
+        "git_commit": found.get("git_commit"),
+        "uncommitted_changes": bool(found["git_patch"] or found.get("git_untracked")),
+        "python": found.get("python"),
+        "packages": found.get("packages", {}),
     }
+
+
+def whole_lineage(run_id: str) -> dict[str, Any]:
+    """All that `lineage` gave when a run was last started; of its pipeline's last start, where the stage kept none. Empty where there is none."""
+    run = _run(run_id)
+    if run is not None and "modelyard.starts" not in run.data.tags:
+        run = _run(run.data.tags.get("mlflow.parentRunId", ""))
+    if run is None or "modelyard.starts" not in run.data.tags:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="modelyard-lineage-") as scratch:
+        folder = Path(client().download_artifacts(run.info.run_id, f"lineage/{run.data.tags['modelyard.starts']}", scratch))
+        texts = {path.name: path.read_bytes().decode(errors="surrogateescape") for path in folder.iterdir()}
+    pins = {name: texts[name] for name in PINS if name in texts}
+    return {**json.loads(texts["lineage.json"]), "git_patch": texts["uncommitted.patch"], "installed": texts["installed.txt"].split(), "pins": pins}
 
 
 def attach(run_id: str, folder: Path, name: str) -> bool:
@@ -155,7 +181,16 @@ def _find_or_create(tag: str, value: str, kind: str, name: str, tags: dict[str, 
             run_id = found[0].info.run_id
             store.update_run(run_id, status="RUNNING")
             return run_id
-        return store.create_run(experiment, tags=tags, run_name=name).info.run_id
+        return store.create_run(experiment, tags={**tags, **_columns(kind, tags)}, run_name=name).info.run_id
+
+
+def _columns(kind: str, tags: Mapping[str, str]) -> dict[str, str]:
+    """What MLflow's list of runs shows as user and source."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = "unknown"
+    return {"mlflow.user": user, "mlflow.source.type": "LOCAL", "mlflow.source.name": "modelyard run" if kind == "pipeline" else f"modelyard stage {tags['modelyard.stage']}"}
 
 
 def _log_params(run_id: str, params: Mapping[str, Any]) -> None:
@@ -184,14 +219,21 @@ def _log_lineage(run_id: str, lineage: Mapping[str, Any]) -> None:
         tags["mlflow.source.git.commit"] = lineage["git_commit"]
     if "installed" in lineage:
         start = int(store.get_run(run_id).data.tags.get("modelyard.starts", 0)) + 1
-        tags["modelyard.starts"] = str(start)
         tags["modelyard.uncommitted_changes"] = str(bool(lineage["git_patch"] or lineage["git_untracked"])).lower()
-        files = {"uncommitted.patch": lineage["git_patch"], "installed.txt": "\n".join(lineage["installed"]) + "\n"}
-        rest = {name: value for name, value in lineage.items() if name not in ("git_patch", "installed")}
-        for name, text in {**files, "lineage.json": json.dumps(rest, indent=2)}.items():
-            store.log_text(run_id, text, f"lineage/{start}/{name}")
+        with tempfile.TemporaryDirectory(prefix="modelyard-lineage-") as folder:
+            _write_lineage(Path(folder), lineage)
+            store.log_artifacts(run_id, folder, f"lineage/{start}")
+        tags["modelyard.starts"] = str(start)  # the number last: what it names is whole
     if tags:
         store.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items()])
+
+
+def _write_lineage(folder: Path, lineage: Mapping[str, Any]) -> None:
+    """A lineage as files: lineage.json, the patch, what was installed, and what the data was."""
+    rest = {name: value for name, value in lineage.items() if name not in APART}
+    texts = {"lineage.json": json.dumps(rest, indent=2), "uncommitted.patch": lineage["git_patch"], "installed.txt": "\n".join(lineage["installed"]) + "\n", **lineage.get("pins", {})}
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode(errors="surrogateescape"))
 
 
 def _readable(record: Record) -> str:

@@ -19,5 +19,8 @@ def say(event: dict[str, Any]) -> None:
         line = f"{event['step']}/{event['total']} {event.get('unit', '')} " + " ".join(numbers)
     else:
         line = str(event.get("text", event))
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the launcher was killed; what is left to do is a checkpoint, and nobody listens
+        sys.stdout = sys.stderr = open(os.devnull, "w")

@@ -22,6 +22,7 @@ LINE = ("data", "pretrain", "sft", "reward", "cost", "judge", "align", "evaluate
 SECTIONS = {"sft": "sft", "reward": "reward", "cost": "cost", "judge": "judge", "align": "align", "evaluate": "evals", "release": "evals"}  # what is in the line where its section is given
 SCORERS = ("reward", "cost", "judge")  # scalar models: one stage, thrice
 ALIGN = ("ppo", "grpo", "dpo", "best_of_n")  # what `align` is, by the recipe's method
+TRAINING = ("pretrain", "sft", *SCORERS, "dpo")  # what several processes can do together; a policy samples in one
 
 
 class Run(Config):
@@ -37,6 +38,8 @@ class Run(Config):
     """What this machine gives."""
     parent_run_id: str | None = None
     """MLflow run under which the stages' runs stand; None = each stands alone."""
+    spent: float = 0.0
+    """What the run's other stages have cost, in the currency of its prices; a budget is compared with this and the stage's own cost."""
     options: dict[str, Any] = {}
     """What else a stage is told that never changes its result: where an endpoint is reached, how patiently."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from components.schema import catalogue, presets
 from components.schema.config import BadInput, Config, Name
@@ -53,6 +53,12 @@ class Recipe(Config):
     """How base, chat and aligned model are measured; empty = they are not, and nothing is released."""
     gate: GateConfig = GateConfig()
     """What a release takes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_by_size(cls, raw: Any) -> Any:
+        """The one dial decides here too: a recipe from a form or over REST has never been through `parse`."""
+        return presets.fill(raw, _vocabulary(raw))[0] if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Recipe:
@@ -217,6 +223,10 @@ class Resources(Config):
     """What answers in alignment: the model itself, or vLLM on a GPU (installed beside; a run with it does not resume to the same bits)."""
     checkpoint_every_seconds: NonNegativeInt = 600
     """Checkpoint at least this often, beside every checkpoint_every_steps; 0 = by steps alone."""
+    budget: PositiveFloat | None = None
+    """What the whole run may cost, earlier attempts included, in the price table's currency: when it is spent, a checkpoint is written and the run stops. Empty = no limit."""
+    prices: str | None = None
+    """File with what an hour of a device and a kilowatt-hour cost; empty = recipes/prices/default.yaml."""
 
     @classmethod
     def parse(cls, threads: int, given: Sequence[str] | None = None) -> Resources:

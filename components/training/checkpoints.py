@@ -25,6 +25,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from components.schema.config import BudgetSpent
 from components.schema.records import file_md5
 from components.training import parallel
 
@@ -84,7 +85,7 @@ class Writer(CheckpointIO):
 
 
 class Checkpoints(Callback):
-    """Saves every `every` steps, every `seconds` seconds, where validation is best so far, on SIGTERM, and after the last step or the one that ended the run.
+    """Saves every `every` steps, every `seconds` seconds, where validation is best so far, on SIGTERM, when the budget is spent, and after the last step or the one that ended the run.
 
     Must come behind the callback whose state belongs to the step, and which knows `best_step` and `ending`.
     """
@@ -100,8 +101,8 @@ class Checkpoints(Callback):
         done = batch_idx + 1
         late = bool(self.seconds) and time.monotonic() - self._saved >= self.seconds
         is_best = self.watch.best_step == done  # which only the first process knows
-        ending, late, is_best = parallel.any_process(self.watch.ending, late, is_best)  # all save together, or none
-        if done % self.every == 0 or done == self.total or ending or late or is_best or self.watch.enough:
+        ending, over, late, is_best = parallel.any_process(self.watch.ending, bool(self.watch.over), late, is_best)  # all save together, or none
+        if done % self.every == 0 or done == self.total or ending or over or late or is_best or self.watch.enough:
             self.writer.written = lambda path: self._tidy(path, is_best)
             trainer.save_checkpoint(self.folder / f"step-{done:08d}")
             self._saved = time.monotonic()
@@ -109,6 +110,10 @@ class Checkpoints(Callback):
             self.writer.finish()
             self.watch.context.note(f"asked to end (SIGTERM): a checkpoint was written after {self.watch.unit[:-1]} {done} of {self.total}. Run it again: it goes on from there")
             raise SystemExit(TERMINATED)
+        if over and done < self.total and not self.watch.enough:
+            self.writer.finish()
+            self.watch.context.note(f"a checkpoint was written after {self.watch.unit[:-1]} {done} of {self.total}")
+            raise BudgetSpent(self.watch.over or self.watch.context.stop() or "budget: it is spent")  # another process may have seen it first
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.writer.finish()

@@ -62,6 +62,8 @@ class Context:
     """Takes live progress and notes."""
     resources: Resources = field(default_factory=Resources)
     """Where and how: threads, processes, micro-batches."""
+    stop: Callable[[], str | None] = lambda: None
+    """Asked after every step: why training is to write a checkpoint and end there, where it is (a budget that is spent)."""
 
     @property
     def accelerator(self) -> str:

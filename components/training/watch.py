@@ -153,6 +153,8 @@ class Watch(Callback):
         self.best, self.best_step = math.inf, 0
         self.ending = False
         """Whether SIGTERM asked to end after this step."""
+        self.over: str | None = None
+        """Why the run is to end after this step, to be gone on with another time."""
         self.enough: str | None = None
         """Why the module asked to end the whole run after this step."""
         self.speed = Speed()
@@ -225,6 +227,7 @@ class Watch(Callback):
             self.curve.add({"step": self.done, "loss": self.last_loss, **seen})
             self._log(module, shown, seen)
             self._tell(trainer, shown)
+        self.over = self.context.stop()
         self.enough = getattr(module, "enough", None)
         if self.enough:
             self._end_early(trainer)

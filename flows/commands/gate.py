@@ -10,8 +10,7 @@ import typer
 from components.schema.config import BadInput
 from components.schema.jobs import Run
 from components.schema.recipe import Recipe, Resources
-from flows.planning import data_plan, line_of
-from flows.terminal import RecipePath, Sets, Threads, errors_told, flows_watched, load, make_console, recipe_hash, root
+from flows.terminal import On, RecipePath, Sets, Threads, errors_told, flows_watched, load, make_console, recipe_hash, root
 
 if TYPE_CHECKING:
     from components.schema.gate import GateConfig
@@ -65,43 +64,30 @@ def gate_noise(
     retrained: Annotated[list[str] | None, typer.Option(help="A model of the same recipe with another seed (folder or models:/...); its noise then counts too.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the floor is kept; recipes/noise/NAME.json unless told.")] = None,
     threads: Threads = 0,
+    on: On = None,
 ) -> None:
     """Evaluate the recipe's last model again and again: how far its scores move by themselves."""
     with errors_told():
         resolved = load(recipe, sets)
         root()
-        _measure_noise(resolved, retrained or [], out or Path(f"recipes/noise/{resolved.name}.json"), Resources(threads=threads))
+        _measure_noise(resolved, tuple(retrained or ()), out, Resources.parse(threads, on))
 
 
-def _measure_noise(recipe: Recipe, retrained: list[str], out: Path, resources: Resources) -> None:
+def _measure_noise(recipe: Recipe, retrained: tuple[str, ...], out: Path | None, resources: Resources) -> None:
     """The noise floor of what the recipe releases, kept where a recipe can name it."""
-    import shutil
-
-    from components.registry.weights import locate
     from components.schema.gate import NoiseConfig
 
-    if not recipe.evals:
-        raise BadInput(f"noise: {recipe.name} has no section `evals`, so there is nothing to measure. Add it")
-    stale, dataset = data_plan(recipe, resources)
-    if dataset is None:
-        raise BadInput(f"noise: its data is not current ({', '.join(stale)}), so it has nothing to read. Run first: modelyard stage data RECIPE")
-    released = line_of(recipe, dataset, Run(seed=recipe.seed, resources=resources))["release"]
-    model, role = released.inputs["model"], released.config["role"]
-    if not (Path(model.path) / "record.json").exists():
-        raise BadInput(f"noise: the recipe's last model ({model.path}) is not there yet, so nothing can be measured. Run first: modelyard run RECIPE")
-    others = tuple(locate(name) for name in retrained)
     console = make_console()
     with flows_watched(console) as (_, screen):
-        from flows.noise import measure_noise
+        from flows.noise import arguments, keep, measure_noise
 
-        record = measure_noise(NoiseConfig(), recipe.evals, model, role, dataset, Run(recipe_name=recipe.name, recipe_hash=recipe_hash(recipe), seed=recipe.seed, resources=resources), others)
+        given = Run(recipe_name=recipe.name, recipe_hash=recipe_hash(recipe), seed=recipe.seed, resources=resources)
+        record = measure_noise(*arguments(NoiseConfig(), recipe, retrained, given))
     found = screen.results["noise"]["verdict"]
     console.print(f"noise: {found.action}: {found.reason}", highlight=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(record.folder / "noise.json", out)
     for suite, spread in record.figures["suites"].items():
         print(f"{suite}: standard deviation {spread['spread']:.4f} over {len(spread['scores'])} evaluations; {spread['flips']:.1%} of the items moved")
-    print(f"Next: in the recipe, gate.noise: {out}")
+    print(f"Next: in the recipe, gate.noise: {keep(record, recipe, out)}")
 
 
 def _gate_config(policy: Path | None, noise: Path | None) -> GateConfig:

@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 
-from components.schema.config import BadInput
-from components.schema.jobs import ALIGN, LINE, SECTIONS, stages
+from components.schema.jobs import stages
 from components.schema.recipe import Recipe, Resources
 from components.schema.records import Record, home
-from flows.alone import run_stage_alone
+from flows.alone import known, run_stage_alone
 from flows.planning import print_plan
 from flows.terminal import On, RecipePath, Sets, Threads, errors_told, flows_watched, load, make_console, root
 
@@ -50,13 +49,7 @@ def stage(
     with errors_told():
         resolved = load(recipe, sets)
         root()
-        if name == "align" and resolved.align:
-            name = resolved.align.stage
-        if name not in (*LINE, *ALIGN):
-            raise BadInput(f"stage: {name!r} is not a stage, so nothing was started. Stages in order: {', '.join(LINE)}")
-        if name not in stages(resolved):
-            raise BadInput(f"stage: {resolved.name} has no section `{SECTIONS.get(name, 'align')}` for it, so there is no {name} to run. Its stages: {', '.join(stages(resolved))}")
-        run_stage_alone(name, resolved, Resources.parse(threads, on))
+        run_stage_alone(known(name, resolved), resolved, Resources.parse(threads, on))
 
 
 @app.command()

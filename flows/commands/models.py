@@ -12,7 +12,7 @@ import typer
 
 from components.schema.jobs import Run
 from components.schema.recipe import Resources
-from flows.terminal import Sets, Threads, errors_told, fail, flows_watched, make_console, root
+from flows.terminal import On, Sets, Threads, errors_told, fail, flows_watched, make_console, root
 
 if TYPE_CHECKING:
     from components.schema.feedback import FeedbackConfig
@@ -53,6 +53,7 @@ def feedback(
     config: Annotated[Path, typer.Argument(help="Feedback file, such as recipes/feedback/tiny.yaml.")],
     sets: Sets = None,
     threads: Threads = 0,
+    on: On = None,
 ) -> None:
     """Have a critic judge a model's answers by a constitution; the preferences become a dataset that DVC keeps."""
     with errors_told():
@@ -60,7 +61,7 @@ def feedback(
 
         asked = FeedbackConfig.load(config, sets or [])
         root()
-        _gather(asked, Resources(threads=threads))
+        _gather(asked, Resources.parse(threads, on))
 
 
 @app.command()
@@ -69,6 +70,7 @@ def evaluate(
     suites: Annotated[list[str], typer.Argument(help="Tasks, groups or tags of lm-eval, read from MODELYARD_HUB_MIRROR.")],
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="a=value", help="An option of the section evals, such as limit=100; may be given many times.")] = None,
     threads: Threads = 0,
+    on: On = None,
 ) -> None:
     """Measure any model on any suites of lm-eval by their names; what was measured already is reused."""
     with errors_told():
@@ -80,7 +82,7 @@ def evaluate(
         with flows_watched(console) as (_, screen):
             from flows.evaluate import evaluate_model
 
-            record = evaluate_model(config, model, Run(recipe_name="evaluate", resources=Resources(threads=threads)))
+            record = evaluate_model(config, model, Run(recipe_name="evaluate", resources=Resources.parse(threads, on)))
         found = screen.results["evaluate"]["verdict"]
         console.print(f"evaluate: {found.action}: {found.reason}", highlight=False)
         for by_suite in record.figures["scores"].values():
@@ -94,6 +96,7 @@ def rate(
     config: Annotated[Path, typer.Argument(help="Rating file, such as recipes/rating/tiny.yaml.")],
     sets: Sets = None,
     threads: Threads = 0,
+    on: On = None,
 ) -> None:
     """Rate models by whose answers a reward model, a judge or people find better."""
     with errors_told():
@@ -105,7 +108,7 @@ def rate(
         with flows_watched(console) as (_, screen):
             from flows.rate import rate_models
 
-            record = rate_models(asked, Run(recipe_name=asked.name, seed=asked.seed, resources=Resources(threads=threads)))
+            record = rate_models(asked, Run(recipe_name=asked.name, seed=asked.seed, resources=Resources.parse(threads, on)))
         found = screen.results["rate"]["verdict"]
         console.print(f"rate: {found.action}: {found.reason}", highlight=False)
         print(f"{(record.folder / 'report.md').read_text()}\nEvery comparison: {record.folder / 'verdicts.jsonl'}" if "ratings" in record.figures else f"Sheet to fill in: {record.folder / 'sheet.jsonl'}")
@@ -138,19 +141,14 @@ def reject(
 
 def _gather(config: FeedbackConfig, resources: Resources) -> None:
     """One dataset of feedback, made by a flow of its own and put under DVC."""
-    import subprocess
-
     console = make_console()
     with flows_watched(console) as (_, screen):
-        from flows.feedback import gather_feedback, keep
+        from flows.feedback import gather_feedback, put_under_dvc
 
         record = gather_feedback(config, Run(recipe_name=config.name, seed=config.seed, resources=resources))
     found = screen.results["feedback"]["verdict"]
     console.print(f"feedback: {found.action}: {found.reason}", highlight=False)
-    folder = keep(record, config.name)
-    done = subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        fail(f"dvc add {folder} ended with code {done.returncode}: {done.stderr.strip()[-400:]}. The data stands there all the same; once DVC works, run the same command again", 1)
+    folder = put_under_dvc(record, config.name)
     figures = record.figures
     print(f"{figures['pairs']} pairs of {figures['prompts']} prompts in {folder}, of which {folder}.dvc is the version. What was left out and why: {folder}/report.md")
     print(f"Next: in a recipe, data.preferences: [{{kind: files, path: {folder}/preferences}}]; and git add {folder}.dvc")

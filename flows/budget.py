@@ -1,0 +1,69 @@
+"""What a run has spent so far, told to each of its stages; and how a run ends that has spent its budget.
+
+A run is a recipe, however often it is started: what a killed attempt used counts, and so does a stage that an earlier start finished.
+Stages that another run made are this run's for nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from prefect.context import FlowRunContext
+from prefect.states import Failed
+
+from components.cost import prices
+from components.cost.budget import payer
+from components.schema.config import BudgetSpent
+from components.schema.cost import Usage, of_record
+from components.schema.jobs import Job, Run
+from components.schema.records import Record
+from flows.announce import BUDGET_SPENT, try_to_announce
+
+BUDGET_SPENT_STATE = "BudgetSpent"
+Body = TypeVar("Body", bound=Callable[..., Any])
+
+_used: dict[str, dict[str, Usage]] = {}  # who pays -> stage -> what it used; filled by the flow of this process as it passes its stages
+
+
+def charged(job: Job) -> Job:
+    """The job with what the run's other stages have cost."""
+    table = prices.load(job.run.resources)
+    others = [used for stage, used in _used.get(payer(job.run), {}).items() if stage != job.stage]
+    spent = sum(used.amount(table) or 0.0 for used in others) if table else 0.0
+    return job.model_copy(update={"run": job.run.model_copy(update={"spent": spent})})
+
+
+def paid(job: Job, record: Record) -> None:
+    """Remember what a stage cost its run; a stage that another run made costs nothing."""
+    run = payer(job.run)
+    _used.setdefault(run, {})[job.stage] = of_record(record.execution).get(run, Usage())
+
+
+def used_by(run: Run) -> dict[str, Usage]:
+    """What a run has used, by stage, as far as the flow of this process has come."""
+    return dict(_used.get(payer(run), {}))
+
+
+def stops_by_budget(body: Body) -> Body:
+    """Under `@flow`: a run whose budget is spent ends in a state of that name instead of an exception's."""
+
+    @functools.wraps(body)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return body(*args, **kwargs)
+        except BudgetSpent as error:
+            _tell(error)
+            return Failed(name=BUDGET_SPENT_STATE, message=str(error), data=error)
+
+    return run  # type: ignore[return-value]
+
+
+def _tell(error: BudgetSpent) -> None:
+    """Once, by the flow that was started, not by the flows within it."""
+    context = FlowRunContext.get()
+    found = context.flow_run if context else None
+    if found is not None and found.parent_task_run_id is None:
+        resource = {"prefect.resource.id": f"prefect.flow-run.{found.id}", "prefect.resource.name": found.name}
+        try_to_announce(BUDGET_SPENT, resource, {"message": str(error)}, once=f"{found.id} {found.run_count}")

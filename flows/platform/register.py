@@ -1,0 +1,65 @@
+"""Tell the Prefect server what there is: pool, deployments, limits, automations, blocks. Telling it twice changes nothing.
+
+    python -m flows.platform.register        # with PREFECT_API_URL set; `modelyard up` does it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from components.schema.config import BadInput
+from flows.platform.children import POOL
+
+# Modules with `register(client)`, a coroutine function, in the order in which they are told.
+TELLING = ("flows.slots", "flows.notifications", "flows.automations")
+DEPLOYED_WITHIN_S = 180
+
+
+async def register(project: Path) -> list[str]:
+    """Lines that say what stands now. Errors: BadInput."""
+    from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        lines = [await _pool(client)]
+        if (project / "prefect.yaml").exists():
+            lines.append(await asyncio.to_thread(_deploy, project))
+        for name in TELLING:
+            if importlib.util.find_spec(name) and (told := getattr(importlib.import_module(name), "register", None)):
+                lines.append(f"{name.rpartition('.')[2]}: {await told(client) or 'registered'}")
+    return lines
+
+
+async def _pool(client: Any) -> str:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    try:
+        await client.read_work_pool(POOL)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        await client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template, description="Workers of Modelyard"), overwrite=True)
+    return f"pool: {POOL}"
+
+
+def _deploy(project: Path) -> str:
+    """prefect.yaml's deployments, by Prefect's own command."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=DEPLOYED_WITHIN_S, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        last = "\n".join(f"  | {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-20:])
+        raise BadInput(f"deployments: Prefect did not take prefect.yaml, so its forms may be old. Mend it and run `modelyard up` again. What it said:\n{last}")
+    return f"deployments: {done.stdout.count('successfully created')} from prefect.yaml"
+
+
+if __name__ == "__main__":
+    try:
+        print("\n".join(asyncio.run(register(Path.cwd()))))
+    except BadInput as error:
+        sys.exit(f"error: {error}")
