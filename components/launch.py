@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,13 +52,15 @@ class Verdict(NamedTuple):
     """Whether a job has to run."""
 
     action: str
-    """run, resume or reuse"""
+    """run, resume, reuse or fetched (from MODELYARD_STORE)"""
     reason: str
 
 
 def verdict(job: Job) -> Verdict:
     """Look at what stands on disk; nothing is changed."""
     if not (job.folder / "record.json").exists():
+        if stored := _stored(job):
+            return stored
         if job.folder.with_name(job.folder.name + ".partial").exists():
             return Verdict("resume", "an unfinished run of it stands; it goes on from its last checkpoint")
         return Verdict("run", "no result of this configuration and these inputs yet")
@@ -67,33 +69,70 @@ def verdict(job: Job) -> Verdict:
     except BadInput as error:
         return Verdict("run", str(error))
     if damage:
-        return Verdict("run", f"its result is damaged: {damage}")
+        return _stored(job) or Verdict("run", f"its result is damaged: {damage}")
     return Verdict("reuse", "same configuration, inputs and revision; every file has its md5")
 
 
-def launch(job: Job, listen: Listener = lambda event: None) -> tuple[Record, Verdict]:
-    """Run one job unless its record stands. Errors: BadInput (a person can mend it; BudgetSpent is one), Unavailable (trying again may), StageDied (the process was lost)."""
+def _stored(job: Job) -> Verdict | None:
+    """What a store that several machines share has of it, where there is one. Errors: Unavailable, where nothing of it is here to go on with."""
+    if not os.environ.get("MODELYARD_STORE") or job.stage == "data":  # data is shared by DVC
+        return None
+    from components.storage import results, unfinished
+
+    partial = job.folder.with_name(job.folder.name + ".partial")
+    try:
+        if where := results.job_standing(job):
+            return Verdict("fetched", where)
+        if where := unfinished.waiting(partial, job.identity):
+            return Verdict("resume", where)
+    except Unavailable:
+        if not partial.exists():
+            raise
+    return None
+
+
+def _fetched(job: Job, listen: Listener) -> bool:
+    """Bring a finished result here: no process, no slot. False where the store does not have it any more."""
+    from components.storage import results
+
+    return results.fetch(job.folder, job.identity, lambda event: listen({**event, "stage": job.stage}))
+
+
+def launch(job: Job, listen: Listener = lambda event: None, queue: Callable[[], AbstractContextManager[None]] = nullcontext) -> tuple[Record, Verdict]:
+    """Run one job unless its record stands; inside `queue()`, where it runs. Errors: BadInput (a person can mend it; BudgetSpent is one), Unavailable (trying again may), StageDied (the process was lost)."""
     found = verdict(job)
+    if found.action == "fetched" and _fetched(job, listen):
+        return Record.read(job.folder), found
     if found.action != "reuse" or job.stage == "data":  # only DVC can say whether data is current
         budget.refuse(job, job.run.spent)
-        answer = call(job.stage, job.model_dump(mode="json"), listen)
+        with queue():
+            answer = call(job.stage, job.model_dump(mode="json"), listen)
         found = Verdict(answer.get("action", found.action), answer.get("reason", found.reason))
         return Record.read(Path(answer["folder"])), found
     return Record.read(job.folder), found
 
 
-def call(stage: str, job: dict[str, Any], listen: Listener = lambda event: None) -> dict[str, Any]:
+class Elsewhere(NamedTuple):
+    """Another checkout for a stage to run in (flows/reproduce.py), with an interpreter and an environment of its own."""
+
+    python: str
+    folder: Path
+    environment: dict[str, str]
+
+
+def call(stage: str, job: dict[str, Any], listen: Listener = lambda event: None, elsewhere: Elsewhere | None = None) -> dict[str, Any]:
     """Run `python -m components STAGE` on a job, pass its events on, and return its last word (the `result` event)."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", prefix=f"{stage}-") as file, _slots(stage, job, listen) as taken:
         yaml.safe_dump(job, file)
         file.flush()
         _stand_still_if_leaving()
         process = subprocess.Popen(
-            [sys.executable, "-m", "components", stage, "--config", file.name],
+            [elsewhere.python if elsewhere else sys.executable, "-m", "components", stage, "--config", file.name],
+            cwd=elsewhere.folder if elsewhere else None,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**ENVIRONMENT, **os.environ, "MODELYARD_EVENTS": "1", "MODELYARD_PARENT": str(os.getpid()), "MODELYARD_LAUNCHED": str(time.time()), "PYTHONUNBUFFERED": "1", **taken.environment},
+            env={**ENVIRONMENT, **(elsewhere.environment if elsewhere else os.environ), "MODELYARD_EVENTS": "1", "MODELYARD_PARENT": str(os.getpid()), "MODELYARD_LAUNCHED": str(time.time()), "PYTHONUNBUFFERED": "1", **taken.environment},
             text=True,
             errors="replace",
             start_new_session=True,

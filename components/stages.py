@@ -30,6 +30,8 @@ from components.schema.jobs import SCORERS, TRAINING, Job
 from components.schema.posttraining import AlignConfig, RewardConfig, SFTConfig
 from components.schema.records import REVISIONS, File, Outcome, Record, file_md5, home
 from components.schema.training import ModelConfig, PretrainConfig
+from components.storage import results, unfinished
+from components.storage.mirror import mirrored
 
 Say = Callable[[dict[str, Any]], None]
 SPARE_BYTES = 300 * 2**20  # what a stage may leave besides weights: databases, logs, items
@@ -41,23 +43,30 @@ def run(stage: str, job: Job) -> None:
         return _plan_data(job)
     if stage == "pin-data":
         return _pin_data(job)
+    if stage == "look-at-data":
+        return _look_at_data(job)
     if stage == "data":
         return _data(job)
     folder = job.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        if verdict(job).action != "reuse":  # another process may have finished it while we waited
+        found = verdict(job)
+        if found.action == "fetched" and not results.fetch(folder, job.identity, say):
+            found = verdict(job)  # it was taken away meanwhile
+        if found.action not in ("reuse", "fetched"):  # another process may have finished it while we waited
             _produce(job, folder)
-    say({"event": "result", "folder": str(folder)})
+    say({"event": "result", "folder": str(folder), **({"action": found.action, "reason": found.reason} if found.action == "fetched" else {})})
 
 
 def _produce(job: Job, folder: Path) -> None:
     """Inputs checked, work done in the `.partial` folder, record written, folder moved into place."""
+    results.fetch_inputs(job.inputs.values(), say)
     _check_inputs(job)
     _check_disk(job)
     partial = folder.with_name(folder.name + ".partial")
+    unfinished.bring(partial, job.identity, say)
     partial.mkdir(exist_ok=True)
-    with budget.Bill(job, partial) as bill, _tracked(job) as tracked:
+    with budget.Bill(job, partial) as bill, _tracked(job) as tracked, mirrored(partial, job.identity, say):
         import_module(WORKS_WITH[job.stage])
         began = time.time()
         outcome = _done(job, partial, tracked.run_id)
@@ -84,6 +93,8 @@ def _produce(job: Job, folder: Path) -> None:
         if folder.exists():  # damaged, or it would have been reused: kept aside, never deleted
             folder.rename(folder.with_name(f"{folder.name}.damaged-{int(time.time())}"))
         partial.rename(folder)
+    results.push(folder, record, say)
+    unfinished.forget(folder.name, say)
 
 
 def _done(job: Job, out: Path, run_id: str) -> Outcome:
@@ -160,6 +171,13 @@ def _pin_data(job: Job) -> None:
 
     versions.write_params(DataConfig.model_validate(job.config["data"]), update=True)
     say({"event": "result"})
+
+
+def _look_at_data(job: Job) -> None:
+    """What every source is at this moment, those on the hub and installed ones too. Nothing is written."""
+    from components.data.versioning import pins
+
+    say({"event": "result", "pins": pins.entry(DataConfig.model_validate(job.config["data"]), update=True)["pins"]})
 
 
 def print_batch(job: Job, step: int) -> None:

@@ -89,7 +89,7 @@ def _found(name: str, recipe: Recipe, given: Run) -> tuple[Dataset, dict[str, Ar
         raise BadInput(f"{name}: its data is not current ({', '.join(stale)}), so it has nothing to read. Run first: modelyard stage data RECIPE")
     line = line_of(recipe, dataset, given)
     for earlier in line.values():
-        if earlier.output in line[name].inputs.values() and verdict(earlier).action != "reuse":
+        if earlier.output in line[name].inputs.values() and verdict(earlier).action not in ("reuse", "fetched"):
             raise BadInput(f"{name}: it needs the result of {earlier.stage}, and {verdict(earlier).reason}. Run first: modelyard stage {earlier.stage} RECIPE")
     inputs = line[name].inputs
     return dataset, inputs if name != "release" else {line[name].config["role"]: inputs["model"], "report": inputs["report"]}

@@ -7,9 +7,10 @@ Stages that another run made are this run's for nothing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from types import FunctionType
 from typing import Any, TypeVar
 
+from prefect import Flow
 from prefect.context import FlowRunContext
 from prefect.states import Failed
 
@@ -22,7 +23,7 @@ from components.schema.records import Record
 from flows.announce import BUDGET_SPENT, try_to_announce
 
 BUDGET_SPENT_STATE = "BudgetSpent"
-Body = TypeVar("Body", bound=Callable[..., Any])
+AnyFlow = TypeVar("AnyFlow", bound=Flow[..., Any])
 
 _used: dict[str, dict[str, Usage]] = {}  # who pays -> stage -> what it used; filled by the flow of this process as it passes its stages
 
@@ -46,18 +47,24 @@ def used_by(run: Run) -> dict[str, Usage]:
     return dict(_used.get(payer(run), {}))
 
 
-def stops_by_budget(body: Body) -> Body:
-    """Under `@flow`: a run whose budget is spent ends in a state of that name instead of an exception's."""
+def stops_by_budget(whole: AnyFlow) -> AnyFlow:
+    """Over `@flow`: a run whose budget is spent ends in a state of that name instead of an exception's.
 
-    @functools.wraps(body)
+    Over it, not under it: Prefect takes a flow's version and its entry point from the function that it is given.
+    """
+    body, spent, tell, failed = whole.fn, BudgetSpent, _tell, Failed  # all by closure, none by this module's globals: see below
+
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return body(*args, **kwargs)
-        except BudgetSpent as error:
-            _tell(error)
-            return Failed(name=BUDGET_SPENT_STATE, message=str(error), data=error)
+        except spent as error:
+            tell(error)
+            return failed(name="BudgetSpent", message=str(error), data=error)
 
-    return run  # type: ignore[return-value]
+    # Prefect looks the names of a flow's annotations up in the globals of its function, which must be those of the flow's own module.
+    run = functools.wraps(body)(FunctionType(run.__code__, body.__globals__, run.__name__, run.__defaults__, run.__closure__))
+    whole.fn = run
+    return whole
 
 
 def _tell(error: BudgetSpent) -> None:

@@ -14,16 +14,19 @@ from components.schema.config import BadInput
 from components.schema.evaluation import EvalConfig
 from components.schema.jobs import Job, Run
 from components.schema.records import Artifact, Dataset, Record, digest, file_md5
+from flows.budget import stops_by_budget
 from flows.reports import scores_card
 from flows.tasks import run_stage
 
 
+@stops_by_budget
 @flow(name="evaluate", flow_run_name="evaluate {run.recipe_name}")
 def evaluate(config: EvalConfig, models: dict[str, Artifact], data: Dataset, run: Run = Run()) -> Record:
     """lm-eval's own tasks on every model of the line (base, chat, policy), and held-out perplexity."""
     return scores_card(run_stage(jobs.evaluate(config, models, data, run)))
 
 
+@stops_by_budget
 @flow(name="evaluate-model", flow_run_name="evaluate {model}")
 def evaluate_model(config: EvalConfig, model: str, run: Run = Run()) -> Record:
     """One model of any origin on suites by name, read from the mirror."""
@@ -37,7 +40,7 @@ def alone(config: EvalConfig, model: str, run: Run) -> Job:
     except BadInput as error:
         raise BadInput(str(error).replace("model.init_from", "evaluate", 1)) from None
     assert found
-    role = "policy" if _has_template(Path(found.path)) else "base"
+    role = "policy" if has_template(Path(found.path)) else "base"
     own = {"definitions": jobs.folder_artifact(Path(config.definitions))} if config.definitions else {}
     return Job(
         stage="evaluate",
@@ -64,7 +67,7 @@ def _mirror(config: EvalConfig) -> Artifact:
     return Artifact(path=str(Path(name).absolute()), identity=digest(files))
 
 
-def _has_template(folder: Path) -> bool:
+def has_template(folder: Path) -> bool:
     """Whether a model's tokenizer brings a chat template."""
     config = folder / "tokenizer_config.json"
     return (folder / "chat_template.jinja").is_file() or (config.is_file() and "chat_template" in json.loads(config.read_text(encoding="utf-8")))

@@ -14,12 +14,14 @@ from components.schema.config import BadInput
 from components.schema.feedback import FeedbackConfig
 from components.schema.jobs import Job, Run
 from components.schema.records import Artifact, Record, file_md5
+from flows.budget import stops_by_budget
 from flows.reports import training_card
 from flows.tasks import run_stage
 
 KEPT = Path("data/feedback")
 
 
+@stops_by_budget
 @flow(name="gather-feedback", flow_run_name="feedback {config.name}")
 def gather_feedback(config: FeedbackConfig, run: Run = Run()) -> Record:
     """Each prompt is answered, and the answer criticised, revised and compared with its revision; what stands already is reused."""

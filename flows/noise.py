@@ -15,10 +15,12 @@ from components.schema.gate import NoiseConfig
 from components.schema.jobs import Run
 from components.schema.recipe import Recipe
 from components.schema.records import Artifact, Dataset, Record
+from flows.budget import stops_by_budget
 from flows.planning import data_plan, line_of
 from flows.tasks import run_stage
 
 
+@stops_by_budget
 @flow(name="measure-noise", flow_run_name="noise {run.recipe_name}")
 def measure_noise(config: NoiseConfig, evals: EvalConfig, model: Artifact, role: str, data: Dataset, run: Run = Run(), retrained: tuple[Artifact, ...] = ()) -> Record:
     """One model evaluated under other seeds, batch sizes and orders: how far its scores move by themselves."""

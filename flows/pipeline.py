@@ -7,7 +7,9 @@ from prefect import flow
 from components.schema.jobs import SCORERS, Run
 from components.schema.recipe import Recipe, Resources
 from components.schema.records import Record
+from flows import approval
 from flows.align import align
+from flows.budget import stops_by_budget
 from flows.data import prepare_data
 from flows.evaluate import evaluate
 from flows.pretrain import pretrain
@@ -17,9 +19,12 @@ from flows.sft import finetune
 from flows.tracking import finish_run, open_run
 
 
+@stops_by_budget
 @flow(name="train-and-release", flow_run_name="{recipe.name}")
 def train_and_release(recipe: Recipe, resources: Resources = Resources()) -> Record:
     """Each line is a stage; a run that died in alignment starts again at alignment."""
+    if answered := approval.resumed():  # the run had suspended, and a person has said what becomes of its release
+        return answered
     run: Run = open_run(recipe, resources)
     data = prepare_data(recipe.data, run)
     last = pretrain(recipe.model, recipe.pretrain, data, run)
@@ -34,4 +39,4 @@ def train_and_release(recipe: Recipe, resources: Resources = Resources()) -> Rec
     if recipe.evals:
         report = evaluate(recipe.evals, models, data, run).artifact()
         last = release(recipe.gate, models, report, run)
-    return finish_run(run, last)
+    return approval.settled(finish_run(run, last))

@@ -27,23 +27,40 @@ def line_of(recipe: Recipe, dataset: Dataset, run: Run) -> dict[str, Job]:
 
 
 def plan_of(recipe: Recipe, resources: Resources) -> dict[str, dict[str, str]]:
-    from components.launch import verdict
+    """What each stage would do, and why."""
+    return planned(recipe, resources)[0]
 
+
+def planned(recipe: Recipe, resources: Resources) -> tuple[dict[str, dict[str, str]], dict[str, Job]]:
+    """The same, with the jobs after the data; where that will be made first, jobs of a dataset that is not there."""
+    from components.launch import verdict
+    from flows.forecast import placeholder
+
+    run = Run(recipe_name=recipe.name, recipe_hash=recipe_hash(recipe), seed=recipe.seed, resources=resources)
     stale, dataset = data_plan(recipe, resources)
     if dataset is None:
         why = "; ".join(f"{name}: {reason}" for name, reason in stale.items())
         rows = {"data": {"action": "run", "reason": why}}
-        return rows | {name: {"action": "run", "reason": "its data will be made first; whether it changes is known then"} for name in stages(recipe)[1:]}
+        later = {name: {"action": "run", "reason": "its data will be made first; whether it changes is known then"} for name in stages(recipe)[1:]}
+        return rows | later, line_of(recipe, placeholder(), run)
     rows = {"data": {"action": "reuse", "reason": "DVC: every data stage is current"}}
-    for name, job in line_of(recipe, dataset, Run(seed=recipe.seed, resources=resources)).items():
+    jobs = line_of(recipe, dataset, run)
+    for name, job in jobs.items():
         action, reason = verdict(job)
         rows[name] = {"action": action, "reason": reason, "folder": str(job.folder)}
-    return rows
+    return rows, jobs
 
 
 def print_plan(recipe: Recipe, resources: Resources, as_json: bool) -> None:
-    rows = plan_of(recipe, resources)
+    """The plan and what it would cost."""
+    from components.cost import prices
+    from flows import forecast
+
+    table = prices.load(resources)
+    rows, jobs = planned(recipe, resources)
+    found = forecast.forecast(recipe, resources, rows, jobs)
     for name, row in rows.items():
         print(f"{name:<9} {row['action']:<7} {row['reason']}")
+    print("\n".join(["", *forecast.lines(recipe, resources, found)]))
     if as_json:
-        print(json.dumps({"recipe": recipe.name, "recipe_hash": recipe_hash(recipe), "stages": rows}))
+        print(json.dumps({"recipe": recipe.name, "recipe_hash": recipe_hash(recipe), "stages": rows, "estimate": forecast.as_json(found, table)}))

@@ -9,10 +9,12 @@ from components.schema import jobs
 from components.schema.jobs import Run
 from components.schema.records import Dataset, Record
 from components.schema.training import ModelConfig, PretrainConfig
+from flows.budget import stops_by_budget
 from flows.reports import training_card
 from flows.tasks import run_stage
 
 
+@stops_by_budget
 @flow(name="pretrain", flow_run_name="pretrain {run.recipe_name}")
 def pretrain(model: ModelConfig, config: PretrainConfig, data: Dataset, run: Run = Run()) -> Record:
     """Train a language model on the dataset's tokens, from scratch or from the weights that `model.init_from` names."""

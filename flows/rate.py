@@ -11,10 +11,12 @@ from components.schema.config import BadInput
 from components.schema.jobs import Job, Run
 from components.schema.rating import RatingConfig
 from components.schema.records import Artifact, Record, file_md5
+from flows.budget import stops_by_budget
 from flows.reports import training_card
 from flows.tasks import run_stage
 
 
+@stops_by_budget
 @flow(name="rate-models", flow_run_name="rate {config.name}")
 def rate_models(config: RatingConfig, run: Run = Run()) -> Record:
     """Every model answers every prompt, and each two answers are compared; what stands already is reused."""

@@ -9,8 +9,11 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from components.cost import bill, prices
 from components.registry.tracking import artifact_link
+from components.schema.jobs import Run
 from components.schema.records import Record
+from flows.budget import used_by
 
 
 def data_card(record: Record) -> Record:
@@ -30,7 +33,7 @@ def data_card(record: Record) -> Record:
 
 def training_card(record: Record) -> Record:
     """Figures, times and samples of a training stage."""
-    figures = [{"figure": name, "value": _shown(value)} for name, value in {**record.figures, **record.execution}.items()]
+    figures = [{"figure": name, "value": _shown(value)} for name, value in {**record.figures, **record.execution}.items() if name != "cost"]
     create_table_artifact(table=figures, key=record.stage.replace("_", "-"), description=f"{record.stage} {record.identity[:16]}")
     if record.samples:
         text = "\n\n".join(f"**{s.prompt}**\n\n```\n{s.output}\n```" for s in record.samples)
@@ -65,6 +68,15 @@ def release_text(record: Record, note: str = "") -> str:
     head = "| suite | champion | challenger | difference | low | high | margin | items | verdict |\n|" + " --- |" * 9
     table = "\n".join(["\n", head, *(row.strip() for row in rows)]) if rows else ""
     return f"# {f['uri']}: {f['action']}\n\n{f['reason']}{note}{table}"
+
+
+def cost_card(run: Run) -> dict[str, Any]:
+    """The run's bill, one row a stage; gives it."""
+    rows = bill.of_usages(used_by(run), prices.load(run.resources))
+    titles = bill.heads(rows)
+    named = {**rows["stages"], "in all": rows["total"]}
+    create_table_artifact(table=[{"stage": stage, **{title: bill.figure(row[name]) for name, title in titles.items()}} for stage, row in named.items()], key="cost", description=bill.footnote(rows))
+    return rows
 
 
 def _shown(value: Any) -> str:

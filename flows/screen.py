@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
+from components.cost import bill
 from components.schema.records import Record
 
 # The figure by which each training stage is judged, measured before and after on held-out data: (name, unit, format)
@@ -72,7 +73,7 @@ class Screen:
                 self.bar.update(self.tasks[stage], text=event["text"][:60]) if self.console.is_terminal else self._plain(f"{stage}: {event['text']}")
             case "ended":
                 self.results[stage] = event
-                text = "reused" if event["verdict"].action == "reuse" else _measure_line(event["record"])
+                text = {"reuse": "reused", "fetched": "fetched"}.get(event["verdict"].action) or _measure_line(event["record"])
                 self.bar.update(self.tasks[stage], total=1, completed=1, text=text)
                 self._plain(f"{stage}: {event['verdict'].action} in {event['seconds']:.1f} s  {text}")
             case "failed":
@@ -117,7 +118,7 @@ def _measure_line(record: Record) -> str:
 def report(summary: dict[str, Any], records: dict[str, Record], console: Console) -> None:
     """The closing screen of a run. `summary` is what `--json` prints; `records` are the stages' own, by name."""
     console.print()
-    console.print(Panel(Group(_stages(summary, records), Text(), _scores(records)), title=f"[bold]{summary['recipe']}[/]", subtitle=_verdict(summary)))
+    console.print(Panel(Group(_stages(summary, records), Text(), _scores(records), Text(), *([cost_table(summary["cost"])] if "cost" in summary else [])), title=f"[bold]{summary['recipe']}[/]", subtitle=_verdict(summary)))
     console.print(_samples(records))
     console.print(_where(summary))
 
@@ -150,6 +151,18 @@ def _scores(records: dict[str, Record]) -> Table | Text:
         table.add_row(suite, *cells, str(figures["scores"][models[0]][suite]["items"]))
     table.add_row("bits per byte, documents", *(f"{figures['perplexity'][m]['bits_per_byte']:.3f}" for m in models), "")
     return table
+
+
+def cost_table(rows: dict[str, Any]) -> Group:
+    """What the run paid for, stage by stage: `components.cost.bill`."""
+    titles = bill.heads(rows)
+    table = Table(box=None, pad_edge=False, title="What it cost, earlier attempts of this run included", title_justify="left", show_footer=True)
+    table.add_column("stage", footer="in all")
+    for name, title in titles.items():
+        table.add_column(title, justify="right", footer=bill.figure(rows["total"][name]))
+    for stage, row in rows["stages"].items():
+        table.add_row(stage, *(bill.figure(row[name]) for name in titles))
+    return Group(table, Text(bill.footnote(rows), style="dim"))
 
 
 def _verdict(summary: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ the lease is renewed where possible, and where the queue stands still although t
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +47,12 @@ def declare() -> dict[str, int]:
         for name, limit in limits.items():
             client.upsert_global_concurrency_limit_by_name(name, limit)
     return limits
+
+
+async def register(client: object) -> str:
+    """What `modelyard up` tells the server: this host's limits."""
+    limits = await asyncio.to_thread(declare)
+    return ", ".join(f"{name}: {limit}" for name, limit in limits.items())
 
 
 @cache

@@ -6,18 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+from components.cost import prices
+from components.cost.accounts import unfinished
+from components.cost.bill import of_usages
+from components.cost.budget import payer
 from components.schema.config import BadInput
-from components.schema.recipe import Recipe
+from components.schema.cost import Usage, of_record
+from components.schema.jobs import Run
+from components.schema.recipe import Recipe, Resources
 from components.schema.records import home
 from flows.screen import Screen
 from flows.terminal import recipe_hash
 
 
-def summarise(recipe: Recipe, path: Path, screen: Screen, total: float, start: float, flow: float) -> dict[str, Any]:
+def summarise(recipe: Recipe, resources: Resources, path: Path, screen: Screen, total: float, start: float, flow: float) -> dict[str, Any]:
     """What `--json` prints: per stage status, seconds, record and figures; the scores; the release and its reason."""
     stages = {
         name: {
-            "status": "reused" if event["verdict"].action == "reuse" else "ran",
+            "status": {"reuse": "reused", "fetched": "fetched"}.get(event["verdict"].action, "ran"),
             "reason": event["verdict"].reason,
             "seconds": round(event["seconds"], 2),
             "record": str(event["record"].folder / "record.json"),
@@ -29,7 +35,7 @@ def summarise(recipe: Recipe, path: Path, screen: Screen, total: float, start: f
     released = stages.get("release", {}).get("figures")
     whole_hash = recipe_hash(recipe)
     inside = sum(row["seconds"] for row in stages.values())
-    ran = [event for event in screen.results.values() if event["verdict"].action != "reuse"]
+    ran = [event for event in screen.results.values() if event["verdict"].action not in ("reuse", "fetched")]
     facts = [event["record"].execution for event in ran]
     starts = sum(fact.get("start_seconds", 0) for fact in facts)
     ends = sum(event["seconds"] for event in ran) - starts - sum(fact.get("work_seconds", 0) for fact in facts)
@@ -49,11 +55,21 @@ def summarise(recipe: Recipe, path: Path, screen: Screen, total: float, start: f
             "Prefect server stop": round(total - start - flow, 1),
         },
         "stages": stages,
+        "cost": spent(recipe, resources, screen),
         "scores": stages.get("evaluate", {}).get("figures", {}).get("scores"),
         "release": released,
         "mlflow": tracking.store_uri(),
         "prefect_home": str(home() / "prefect"),
     }
+
+
+def spent(recipe: Recipe, resources: Resources, screen: Screen) -> dict[str, Any]:
+    """The run's bill so far: stages that ended, and what was used on one that did not."""
+    run = payer(Run(recipe_name=recipe.name, recipe_hash=recipe_hash(recipe)))
+    used = {name: of_record(event["record"].execution).get(run, Usage()) for name, event in screen.results.items()}
+    for name, more in unfinished(run).items():
+        used[name] = used.get(name, Usage()) + more
+    return of_usages(used, prices.load(resources))
 
 
 def save(summary: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from components.schema.config import Unavailable
 from components.schema.jobs import Job
 from components.schema.records import Record
 from flows import attempts
+from flows.budget import charged, paid
 from flows.slots import queued
 
 ARTIFACT_EVERY_S = 5.0
@@ -62,6 +63,7 @@ def run_stage(job: Job) -> Record:
     """One stage in a process of its own: reused where its record stands, resumed where it was cut off."""
     attempts.begin_here()
     logger, watch = get_run_logger(), watcher.get() or (lambda event: None)
+    job = charged(job)
     progress = Progress(job.stage)
     watch({"event": "started", "stage": job.stage})
     began = time.time()
@@ -79,25 +81,16 @@ def run_stage(job: Job) -> Record:
         listen({"event": "note", "stage": job.stage, "text": text, "waiting": True})
 
     try:
-        with _place(job, say):
-            record, found = launch(job, listen)
+        record, found = launch(job, listen, lambda: queued(job, say))
     except BaseException as error:
         progress.close()
         watch({"event": "failed", "stage": job.stage, "text": str(error)})
         raise
     progress.done()
+    paid(job, record)
     logger.info("%s: %s (%s)", job.stage, found.action, found.reason)
     watch({"event": "ended", "stage": job.stage, "record": record, "verdict": Verdict(*found), "seconds": time.time() - began})
     return record
-
-
-def _place(job: Job, say: Callable[[str], None]) -> Any:
-    """A place in the host's queue, for what has to run."""
-    from contextlib import nullcontext
-
-    from components.launch import verdict
-
-    return nullcontext() if verdict(job).action == "reuse" and job.stage != "data" else queued(job, say)
 
 
 class Progress:

@@ -24,6 +24,8 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=value", he
 Threads = Annotated[int, typer.Option(help="CPU threads of a stage; 0 = one per core. Bit-identical results need the same number.")]
 On = Annotated[list[str] | None, typer.Option("--on", metavar="key=value", help=f"What this machine gives; may be given many times: {', '.join(Resources.model_fields)}.")]
 
+Budget = Annotated[float | None, typer.Option(help="What the run may cost in all, in the price table's currency; when it is spent, the run stops where it can go on from.")]
+
 
 def load(path: Path, sets: list[str] | None) -> Recipe:
     """The recipe; what its one dial decided is said on standard error, where no output is parsed."""

@@ -9,6 +9,7 @@ from components.schema.jobs import Run
 from components.schema.recipe import Recipe, Resources
 from components.schema.records import Record, digest
 from flows.doors.asked import announce
+from flows.reports import cost_card
 
 
 def open_run(recipe: Recipe, resources: Resources) -> Run:
@@ -22,7 +23,8 @@ def open_run(recipe: Recipe, resources: Resources) -> Run:
 
 
 def finish_run(run: Run, released: Record) -> Record:
-    """Mark the parent run finished, with the release's figures."""
+    """Mark the parent run finished, with the release's figures and what all its stages cost."""
+    rows = cost_card(run)
     if run.parent_run_id:
-        tracking.close_stage(run.parent_run_id, "FINISHED", released.figures, None, None)
+        tracking.close_stage(run.parent_run_id, "FINISHED", {**released.figures, "cost": rows["total"]}, None, None)
     return released

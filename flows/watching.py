@@ -30,6 +30,7 @@ def _later(module: str, function: str) -> Callable[[], None]:
 
 
 DUTIES: list[Duty] = [
+    ("runs", 5.0, _later("flows.watchdog", "look")),
     ("notifications", 5.0, _later("flows.notifications", "watch")),
     ("approvals", 15.0, _later("flows.approval", "watch")),
     ("data", 30.0, _later("flows.triggers", "watch")),

@@ -23,9 +23,10 @@ MAY = {
     "components/registry": {"components.schema", "components.registry", "mlflow"},
     "components/serving": {"components.schema", "components.models", "components.registry", "components.serving", "torch", "transformers"},
     "components/cost": {"components.schema", "components.cost", "pydantic"},
-    "components/launch.py": {"components.schema", "components.slots", "components.cost"},
+    "components/storage": {"components.schema", "components.storage", "pydantic"},
+    "components/launch.py": {"components.schema", "components.slots", "components.cost", "components.storage"},
     "components/slots.py": {"components.schema"},
-    "flows": {"prefect", "components.schema", "components.launch", "components.slots", "components.cost", "components.registry", "components.evaluation.comparison", *(f"components.evaluation.{name}" for name in ("evidence", "gate", "power")), "flows"},
+    "flows": {"prefect", "components.schema", "components.launch", "components.slots", "components.cost", "components.storage", "components.registry", "components.evaluation.comparison", *(f"components.evaluation.{name}" for name in ("evidence", "gate", "power")), "flows"},
 }
 
 

@@ -124,7 +124,7 @@ class _Tracer:
 
     # ---------------------------------------------------------------- stages
 
-    def _stage(self, identity: str, role: str, lock: _Lock) -> str:
+    def _stage(self, identity: str, role: str, lock: Lock) -> str:
         """The node of what has this identity: a stage's result, a part of the data, or weights from elsewhere. `lock`: of the stage that read it."""
         id = f"stage:{identity}"
         if id in self.nodes:
@@ -134,12 +134,12 @@ class _Tracer:
         if run is None or record is None:
             return self._other(identity, role, lock)
         lineage = whole_lineage(run.info.run_id)
-        pins = _Lock(lineage.get("pins", {}).get("dvc.lock", ""))
+        pins = Lock(lineage.get("pins", {}).get("dvc.lock", ""))
         inputs = {name: self._stage(given, name, pins) for name, given in record.inputs.items()}
         self.nodes[id] = Node("stage", record.stage, inputs, _facts(run, record, lineage))
         return id
 
-    def _other(self, identity: str, role: str, lock: _Lock) -> str:
+    def _other(self, identity: str, role: str, lock: Lock) -> str:
         if step := lock.made.get(identity):
             return self._data(step, identity, lock)
         kind: Kind = "data" if identity.endswith(".dir") else "weights" if role == "weights" or role.startswith("model_") else "missing"
@@ -163,12 +163,12 @@ class _Tracer:
                     return None
                 raise
 
-    def _pins(self, run_id: str) -> _Lock:
-        return _Lock(whole_lineage(run_id).get("pins", {}).get("dvc.lock", "") if run_id else "")
+    def _pins(self, run_id: str) -> Lock:
+        return Lock(whole_lineage(run_id).get("pins", {}).get("dvc.lock", "") if run_id else "")
 
     # ---------------------------------------------------------------- data
 
-    def _data(self, step: str, md5: str, lock: _Lock) -> str:
+    def _data(self, step: str, md5: str, lock: Lock) -> str:
         """A data step's output, and what it was made of: earlier steps, and sources with their pins."""
         id = f"data:{md5}"
         if id in self.nodes:
@@ -191,7 +191,7 @@ class _Tracer:
         return id
 
 
-class _Lock:
+class Lock:
     """dvc.lock read as: which step made which bytes."""
 
     def __init__(self, text: str) -> None:

@@ -145,7 +145,7 @@ def rollback(name: str, who: str, why: str = "", to: str | None = None) -> str:
     if now is None:
         raise BadInput(f"rollback: {name} has no champion, so there is nothing to roll back. {_what_there_is(name)}")
     left, target = str(now.version), to or _before(name, str(now.version))
-    there = [str(version.version) for version in _versions(name)]
+    there = numbers(name)
     if target is None or target not in there:
         what = f"models:/{name}/{target} does not exist" if target else f"models:/{name}/{left} is the first champion that is known"
         raise BadInput(f"rollback: {what}, so the champion stays {left}. Name another version: modelyard rollback {name} --to VERSION, one of {', '.join(there)}")
@@ -157,6 +157,11 @@ def rollback(name: str, who: str, why: str = "", to: str | None = None) -> str:
     _crown(name, target, "rollback", who, why)
     client().set_model_version_tag(name, target, ACTION, "promote")
     return f"models:/{name}/{target} is the champion again; models:/{name}/{left} was rolled back"
+
+
+def numbers(name: str) -> list[str]:
+    """Every version of a registered model, the oldest first."""
+    return [str(version.version) for version in _versions(name)]
 
 
 def champions(name: str) -> list[dict[str, str]]:
@@ -219,6 +224,15 @@ def name_and_version(uri: str) -> tuple[str, str]:
     """Which model and version `models:/name@alias` or `models:/name/3` is. Errors: BadInput, naming what there is."""
     found = version_called(uri)
     return found.name, str(found.version)
+
+
+def released(identity: str) -> tuple[str, dict[str, str]] | None:
+    """(models:/NAME/VERSION, tags) of what a release stage of this identity has registered, on whichever machine; None where none has ended."""
+    with answering(store_uri()):
+        runs = client().search_runs([experiment_id()], f"tags.`modelyard.stage_identity` = '{identity}' and attributes.status = 'FINISHED'", max_results=1)
+        versions = client().search_model_versions(f"run_id = '{runs[0].info.run_id}'") if runs else []
+    found = max(versions, key=lambda version: int(version.version), default=None)
+    return (f"models:/{found.name}/{found.version}", dict(found.tags)) if found else None
 
 
 def version_called(uri: str) -> ModelVersion:

@@ -32,17 +32,32 @@ class Config(BaseModel):
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """The schema of the form: every choice between kinds as one flat `anyOf`, the only form of it that Prefect's page draws."""
         reference = handler(core_schema)
-        for field in handler.resolve_ref_schema(reference).get("properties", {}).values():
-            if "anyOf" in field or "oneOf" in field:
-                field["anyOf"] = list(_flat(field))
-                field.pop("oneOf", None), field.pop("discriminator", None)
+        section = handler.resolve_ref_schema(reference)
+        section["title"] = section.get("title", cls.__name__).removesuffix("Config")  # the words on a choice's buttons
+        for name, field in section.get("properties", {}).items():
+            section["properties"][name] = flat(field)
         return reference
 
 
-def _flat(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The alternatives of a choice, also of a choice within it."""
+class Choice:
+    """Annotates a choice between kinds that stands outside a section, so that its form is flat too."""
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return flat(handler(core_schema))
+
+
+def flat(schema: dict[str, Any]) -> dict[str, Any]:
+    """A choice between kinds as one `anyOf`, whatever it was; anything else as it is."""
+    if "anyOf" not in schema and "oneOf" not in schema:
+        return schema
+    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "oneOf", "discriminator")}
+    return {**rest, "anyOf": list(_alternatives(schema))}
+
+
+def _alternatives(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What is chosen from, also by a choice within the choice."""
     inner = schema.get("anyOf") or schema.get("oneOf")
     if inner is None:
         yield schema
     for alternative in inner or ():
-        yield from _flat(alternative)
+        yield from _alternatives(alternative)

@@ -239,7 +239,7 @@ class GRPOConfig(OnlineConfig):
     """Align by comparing several answers to one prompt: GRPO (Shao et al. 2024, arXiv:2402.03300) or RLOO (Ahmadian et al. 2024, arXiv:2402.14740). No value model."""
 
     stage: ClassVar[str] = "grpo"
-    method: Literal["grpo", "rloo"]
+    method: Literal["grpo", "rloo"] = "grpo"
     """grpo: an answer's reward minus its group's mean, over the group's standard deviation. rloo: minus the mean of the others of its group."""
     group_size: Annotated[int, Field(ge=2)] = 8
     """Answers to each prompt; must divide rollout_size."""
@@ -260,7 +260,7 @@ class DPOConfig(OptimConfig):
     """Learn from preference pairs without sampling: DPO (Rafailov et al. 2023, arXiv:2305.18290) and its family."""
 
     stage: ClassVar[str] = "dpo"
-    method: Literal["dpo", "ipo", "kto", "orpo"]
+    method: Literal["dpo", "ipo", "kto", "orpo"] = "dpo"
     """dpo; ipo: Azar et al. 2023, arXiv:2310.12036; kto: Ethayarajh et al. 2024, arXiv:2402.01306 (each answer by itself); orpo: Hong et al. 2024, arXiv:2403.07691."""
     beta: PositiveFloat = 0.1
     """How dear it is to move away from the reference (dpo, kto); 1 / (2 tau) of ipo; weight of the odds ratio (orpo)."""
@@ -289,7 +289,7 @@ class BestOfNConfig(OptimConfig):
     """Answer each prompt several times, keep the best answer by the reward, and fine-tune on the winners (rejection sampling; Touvron et al. 2023, arXiv:2307.09288)."""
 
     stage: ClassVar[str] = "best_of_n"
-    method: Literal["best_of_n"]
+    method: Literal["best_of_n"] = "best_of_n"
     """Rejection sampling, then SFT on the winners."""
     n: Annotated[int, Field(ge=2)] = 8
     """Answers to each prompt."""

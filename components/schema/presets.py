@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,6 +165,11 @@ def parse(size: Any) -> int:
     if not match or float(match[1]) == 0:
         raise BadInput(f"model: size={size!r} is no size, so no model follows from it. Write a number with m or b (million, billion parameters), such as 10m or 1.5b")
     return round(float(match[1]) * {"m": 1e6, "b": 1e9}[match[2].lower()])
+
+
+def shape_of(model: Mapping[str, Any], vocab_size: int | None) -> Shape:
+    """A model whose layers and width are given, as this file counts it."""
+    return _of_layers(model["layers"], model["hidden_size"], dict(model), vocab_size)
 
 
 def _is_malformed(model: dict[str, Any], pretrain: dict[str, Any]) -> bool:

@@ -229,9 +229,9 @@ class Resources(Config):
     """File with what an hour of a device and a kilowatt-hour cost; empty = recipes/prices/default.yaml."""
 
     @classmethod
-    def parse(cls, threads: int, given: Sequence[str] | None = None) -> Resources:
+    def parse(cls, threads: int, given: Sequence[str] | None = None, budget: float | None = None) -> Resources:
         """`given`: key=value, as on a command line. Errors: BadInput."""
-        raw: dict[str, Any] = {"threads": threads}
+        raw: dict[str, Any] = {"threads": threads, **({} if budget is None else {"budget": budget})}
         for assignment in given or ():
             _assign(raw, assignment, "--on", "processes=2")
         try:

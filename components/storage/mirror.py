@@ -113,7 +113,7 @@ class _Copying:
         except BadInput as error:  # away, or it refuses: training goes on either way
             self._complain(error)
             return not isinstance(error, Unavailable)
-        except Exception as error:
+        except Exception as error:  # Superseded, or a defect: neither is training's affair
             self._complain(error)
             return True
         self._is_well(store, state)
@@ -122,7 +122,7 @@ class _Copying:
 
     def _complain(self, error: Exception) -> None:
         if not self.trouble:
-            _print(f"checkpoints stay on this machine for now, and training goes on: {error}")
+            _print(f"checkpoints stay on this machine for now; the stage goes on: {error}")
         self.trouble = True
 
     def _is_well(self, store: Store | None, state: unfinished.State | None) -> None:

@@ -9,6 +9,7 @@ is the same one made again.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -43,8 +44,17 @@ def fetch(folder: Path, identity: str, say: Say) -> bool:
     store, record = configured(), standing(folder.name, identity)
     if store is None or record is None:
         return False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.fetch.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _stands(folder):
+            _fetch_whole(store, record, folder, say)
+    return True
+
+
+def _fetch_whole(store: Store, record: Record, folder: Path, say: Say) -> None:
     arriving = folder.with_name(f"{folder.name}.arriving")
-    shutil.rmtree(arriving, ignore_errors=True)  # of a copy that was cut off; the stage's lock is ours
+    shutil.rmtree(arriving, ignore_errors=True)  # of a copy that was cut off
     say({"event": "note", "text": f"fetching {folder.name} from {store.root} ({_size(record)})"})
     try:
         in_parallel(lambda item: _fetch_one(store, folder.name, arriving, *item), record.files.items())
@@ -55,7 +65,14 @@ def fetch(folder: Path, identity: str, say: Say) -> bool:
         arriving.rename(folder)
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
-    return True
+
+
+def _stands(folder: Path) -> bool:
+    """Whether a whole result is here."""
+    try:
+        return Record.read(folder).damage() is None
+    except BadInput:
+        return False
 
 
 def fetch_inputs(inputs: Iterable[Artifact], say: Say) -> None:

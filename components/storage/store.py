@@ -47,14 +47,14 @@ class Store:
     def put(self, file: Path, key: str) -> None:
         """Copy a file there; a large one in parts."""
         if not self._in_folder:
-            with self._answering(key):
+            with self._answering(key, is_write=True):
                 self._fs.put_file(str(file), self._at(key))
             return
         self._beside(key, lambda path: self._fs.put_file(str(file), path))
 
     def write(self, key: str, content: bytes) -> None:
         if not self._in_folder:
-            with self._answering(key):
+            with self._answering(key, is_write=True):
                 self._fs.pipe_file(self._at(key), content)
             return
         self._beside(key, lambda path: self._fs.pipe_file(path, content))
@@ -106,12 +106,12 @@ class Store:
                 Path(temporary).unlink(missing_ok=True)
 
     @contextmanager
-    def _answering(self, key: str) -> Iterator[None]:
+    def _answering(self, key: str, is_write: bool = False) -> Iterator[None]:
         """Errors of many libraries as the three that callers know."""
         try:
             yield
         except FileNotFoundError as error:
-            if "bucket does not exist" in str(error).lower() or "NoSuchBucket" in str(error):
+            if is_write and error.errno is None:  # a local file that is gone has a number
                 raise BadInput(f"storage: the bucket of {self.root} does not exist, so nothing can be kept there. Make it, or correct MODELYARD_STORE") from None
             raise
         except (PermissionError, _no_credentials()) as error:

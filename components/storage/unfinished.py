@@ -27,6 +27,10 @@ Say = Callable[[dict[str, Any]], None]
 NOT_SENT = (".tmp", ".arriving", ".lock")
 
 
+class Superseded(Exception):
+    """Another machine went on with the stage; its state stays."""
+
+
 class State(Config):
     """One moment of an unfinished stage."""
 
@@ -119,10 +123,10 @@ def bring(partial: Path, identity: str, say: Say) -> None:
 
 
 def send(store: Store, partial: Path, identity: str) -> State | None:
-    """Copy one state there; None where the folder went away meanwhile, or the store has a later one. Errors: Unavailable, BadInput."""
+    """Copy one state there; None where the folder changed too much meanwhile. Errors: Superseded, Unavailable, BadInput."""
     name, before = _name(partial), read(store, _name(partial), identity)
-    if before and before.host != socket.gethostname() and before.step > local_step(partial):
-        return None  # another machine went on with it
+    if before and before.step > local_step(partial):
+        raise Superseded(f"{store.root} has a later state of this stage (step {before.step}, by {before.host}), so this one is not copied")
     known = {file.md5 for file in before.files.values()} if before else set()
     files: dict[str, File] = {}
     seen = look(partial)

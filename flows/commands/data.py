@@ -98,12 +98,20 @@ def data_pull() -> None:
 
 
 def dvc(command: str) -> None:
-    """DVC's own command, with this interpreter's."""
+    """DVC's own command, with this interpreter's; on the store that the machines share, where MODELYARD_STORE names one."""
     import subprocess
+    import tempfile
+    from pathlib import Path
 
-    with errors_told():
+    from components.schema import storage
+
+    with errors_told(), tempfile.TemporaryDirectory() as folder:
         root()
-        code = subprocess.run([sys.executable, "-m", "dvc", command]).returncode
+        remote, environment = [], dict(os.environ)
+        if options := storage.dvc_options().get("remote", {}).get("store"):
+            Path(folder, "config").write_text("".join(["['remote \"store\"']\n", *(f"    {key} = {value}\n" for key, value in options.items())]), encoding="utf-8")
+            remote, environment["DVC_GLOBAL_CONFIG_DIR"] = ["-r", "store"], folder
+        code = subprocess.run([sys.executable, "-m", "dvc", command, *remote], env=environment).returncode
         if code:
             fail(f"dvc {command} ended with code {code}; what it said stands above", code)
         print({"push": "Next: in another clone, `dvc pull` brings the same bytes back", "pull": "Next: modelyard run recipes/tiny.yaml --plan"}[command])

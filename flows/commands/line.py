@@ -9,12 +9,13 @@ from typing import Annotated
 
 import typer
 
+from components.schema.config import BudgetSpent
 from components.schema.jobs import stages
 from components.schema.recipe import Recipe, Resources
 from components.schema.records import Record, home
 from flows.alone import known, run_stage_alone
 from flows.planning import print_plan
-from flows.terminal import On, RecipePath, Sets, Threads, errors_told, flows_watched, load, make_console, root
+from flows.terminal import Budget, On, RecipePath, Sets, Threads, errors_told, flows_watched, load, make_console, root
 
 app = typer.Typer()
 
@@ -27,14 +28,16 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print a machine-readable summary last.")] = False,
     threads: Threads = 0,
     on: On = None,
+    budget: Budget = None,
 ) -> None:
     """Run a recipe from raw text to a released model. What stands already is reused; what was cut off goes on."""
     with errors_told():
         resolved = load(recipe, sets)
         root()
+        resources = Resources.parse(threads, on, budget)
         if plan:
-            return print_plan(resolved, Resources.parse(threads, on), as_json)
-        run_line(resolved, Resources.parse(threads, on), recipe, as_json)
+            return print_plan(resolved, resources, as_json)
+        run_line(resolved, resources, recipe, as_json)
 
 
 @app.command()
@@ -44,12 +47,13 @@ def stage(
     sets: Sets = None,
     threads: Threads = 0,
     on: On = None,
+    budget: Budget = None,
 ) -> None:
     """Run one stage alone, on the results of earlier stages that stand on disk."""
     with errors_told():
         resolved = load(recipe, sets)
         root()
-        run_stage_alone(known(name, resolved), resolved, Resources.parse(threads, on))
+        run_stage_alone(known(name, resolved), resolved, Resources.parse(threads, on, budget))
 
 
 @app.command()
@@ -86,25 +90,31 @@ def run_line(recipe: Recipe, resources: Resources, path: Path, as_json: bool) ->
     """The whole line, watched by a screen."""
     import threading
 
-    from flows.screen import report
+    from components.cost import prices
+    from flows.screen import cost_table, report
 
+    prices.load(resources)  # a table that cannot be read is told before anything starts
     began = time.time()
     console = make_console()
     console.print(f"[bold]modelyard[/] {recipe.name}: {' → '.join(stages(recipe))}", highlight=False)
     from components.registry import tracking
 
     threading.Thread(target=tracking.prepare, daemon=True).start()  # a new database takes seconds; the server's start hides them
-    from flows.summary import save, summarise
+    from flows.summary import save, spent, summarise
 
     with flows_watched(console) as (url, screen):
         console.print(f"Prefect UI while it runs: {url.removesuffix('/api')}", style="dim", highlight=False)
         ready = time.time()
         from flows.pipeline import train_and_release
 
-        train_and_release(recipe, resources)
+        try:
+            train_and_release(recipe, resources)
+        except BudgetSpent:
+            console.print(cost_table(spent(recipe, resources, screen)))
+            raise
         ended = time.time()
     records = {name: event["record"] for name, event in screen.results.items()}
-    summary = summarise(recipe, path, screen, round(time.time() - began, 1), round(ready - began, 1), round(ended - ready, 1))
+    summary = summarise(recipe, resources, path, screen, round(time.time() - began, 1), round(ready - began, 1), round(ended - ready, 1))
     save(summary)
     report(summary, records, console)
     if as_json:

@@ -125,6 +125,7 @@ def approve(
         from components.registry import models
 
         print(models.settle(model, True, getpass.getuser(), why, anyway))
+        _resume_waiting(model)
 
 
 @app.command()
@@ -137,6 +138,27 @@ def reject(
         from components.registry import models
 
         print(models.settle(model, False, getpass.getuser(), why))
+        _resume_waiting(model)
+
+
+def _resume_waiting(model: str) -> None:
+    """Deployed runs that waited for this word go on at once; where no server is to be reached, its watch sees to it later."""
+    from flows.platform.state import State
+
+    platform = State.running()
+    url = os.environ.get("PREFECT_API_URL") or (platform and platform.prefect_url)
+    if not url:
+        return
+    os.environ["PREFECT_API_URL"] = url
+    from flows import approval
+
+    try:
+        resumed = approval.close_settled(model)
+    except Exception as error:  # the word is kept; whatever is wrong with the server must not look as if it were not
+        print(f"The Prefect server at {url} could not be told ({error}); a run that waits goes on when its watch sees this")
+    else:
+        if resumed:
+            print(f"{resumed} run that waited for this goes on")
 
 
 def _gather(config: FeedbackConfig, resources: Resources) -> None:

@@ -7,11 +7,11 @@ left empty is the file's own. The sentences under `Args` are the texts of the fo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from prefect import flow
 
-from components.schema.config import Config
+from components.schema.config import Choice, Config
 from components.schema.data import DataConfig
 from components.schema.evaluation import EvalConfig
 from components.schema.gate import GateConfig
@@ -20,6 +20,7 @@ from components.schema.posttraining import AlignConfig, RewardConfig, SFTConfig
 from components.schema.recipe import Recipe, Resources
 from components.schema.records import Dataset, Record
 from components.schema.training import ModelConfig, PretrainConfig
+from flows import approval
 from flows.alone import flow_of, known
 from flows.data import prepare_data as prepare
 from flows.doors.asked import announce
@@ -82,7 +83,7 @@ def fit_reward_model(
 
 
 @flow(name="align", flow_run_name="align {recipe}")
-def align(recipe: str = TINY, align: AlignConfig | None = None, resources: Resources = Resources()) -> Record:
+def align(recipe: str = TINY, align: Annotated[AlignConfig | None, Choice()] = None, resources: Resources = Resources()) -> Record:
     """Chat model to aligned policy, against the reward model that stands.
 
     Args:
@@ -114,7 +115,7 @@ def release(recipe: str = TINY, gate: GateConfig | None = None, resources: Resou
         gate: The section gate; what stands here wins over the file's. None: as the file says.
         resources: What the machine gives. It never changes what is asked for.
     """
-    return _stage("release", recipe, resources, gate=gate)
+    return approval.resumed() or _stage("release", recipe, resources, gate=gate)
 
 
 def _stage(name: str, recipe: str, resources: Resources, **sections: Config | None) -> Record:

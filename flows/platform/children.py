@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib.util import find_spec
 
+from flows.platform.ending import MARK, mark
 from flows.platform.settings import Settings
-from flows.platform.state import MARK
 from flows.server import QUIET
-
-POOL = "modelyard"
 
 # What every process of a platform is told, unless the environment says otherwise.
 SHARED = {
@@ -24,16 +21,19 @@ SHARED = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PYTHONUNBUFFERED": "1",
 }
-# The server keeps slots' leases in files: a restart of it neither frees a slot that is taken nor keeps one that is free.
-PREFECT_SERVER = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
+PREFECT_SERVER = {
+    # In files: a restart of the server neither frees a slot that is taken nor keeps one that is free.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_SERVER_UI_API_URL": "/api",  # whatever name the page was opened by
+}
 MLFLOW_SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # else eight more processes
+# Workers hand this on to the flow runs that they start.
 WORKER = {
     "PREFECT_WORKER_QUERY_SECONDS": "2",
     "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
     "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the least that Prefect takes; seconds
-    "PREFECT_CLIENT_MAX_RETRIES": "10",
-    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,502,503,504",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; the least that Prefect takes
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",  # beside 502 and 503; how long a run waits for its server: flows/outages.py
 }
 
 
@@ -43,35 +43,37 @@ class Child:
 
     name: str
     command: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-    """What it is told beside the supervisor's own environment."""
     address: str | None = None
     health: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    """What it is told, whatever the environment says."""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """What it is told where the environment says nothing."""
     after: tuple[str, ...] = ()
     """Children that must be ready before it is started for the first time."""
     grace_s: float = 15.0
     """Seconds between SIGTERM and SIGKILL when the platform ends."""
-    keeps_descendants: bool = False
-    """Whether what it started may outlive it: a worker's flow runs go on when the worker is lost."""
+    is_worker: bool = False
+    """Whether it starts flow runs, which go on when it is lost."""
 
 
 def children(settings: Settings, environ: Mapping[str, str] = os.environ) -> tuple[Child, ...]:
     """In the order in which they start; they end the other way round."""
-    servers = [*([] if settings.prefect_given else [_prefect(settings)]), *([] if settings.mlflow_given else [_mlflow(settings)])]
+    servers = [*([] if settings.prefect_given else [_prefect(settings)]), *([] if settings.mlflow_given else [_mlflow(settings, environ)])]
     after = tuple(server.name for server in servers)
-    rest = [_worker(settings, number, after) for number in range(1, settings.workers + 1)]
-    rest.append(_module("watching", "flows.watching", after, grace_s=10))
+    rest = [_worker(number, after) for number in range(1, settings.workers + 1)]
+    rest.append(_module("watching", after))
     if settings.ports["metrics"]:
-        rest.append(_module("exporter", "flows.exporter", after, grace_s=5, address=f"{settings.url('metrics')}/metrics", health=f"{settings.url('metrics')}/metrics"))
+        rest.append(_module("exporter", after, address=(there := f"{settings.url('metrics')}/metrics"), health=there))
     if settings.ports["dashboard"]:
         rest.append(_dashboard(settings, after))
     return tuple(servers) + tuple(child for child in rest if _is_there(child, settings))
 
 
-def environment(settings: Settings, platform_id: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What every child has in its environment; whoever set one of SHARED keeps it."""
+def environment(settings: Settings, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What every child has in its environment."""
     told = {
-        MARK: platform_id,
+        MARK: mark(),
         "MODELYARD_PROJECT": str(settings.project),
         "MODELYARD_HOME": str(settings.home),
         "PREFECT_HOME": str(settings.home / "prefect"),
@@ -84,45 +86,50 @@ def environment(settings: Settings, platform_id: str, environ: Mapping[str, str]
 
 
 def _prefect(settings: Settings) -> Child:
+    account = {"PREFECT_SERVER_API_AUTH_STRING": settings.prefect_account} if settings.prefect_account else {}
+    command = _python("prefect", "server", "start", "--host", settings.host, "--port", str(settings.ports["prefect"]))
+    return Child("prefect", command, settings.url("prefect"), f"{settings.prefect_url}/health", account, PREFECT_SERVER | _origins(settings), grace_s=20)
+
+
+def _origins(settings: Settings) -> dict[str, str]:
+    """Only our own pages may call the API from a browser; Prefect's default lets any page of the web that someone opens do it."""
     port = settings.ports["prefect"]
-    env = {**PREFECT_SERVER, "PREFECT_SERVER_UI_API_URL": settings.prefect_url}
-    if settings.prefect_account:
-        env["PREFECT_SERVER_API_AUTH_STRING"] = settings.prefect_account
-    command = (sys.executable, "-m", "prefect", "server", "start", "--host", settings.host, "--port", str(port))
-    return Child("prefect", command, env, settings.url("prefect"), f"{settings.prefect_url}/health", grace_s=20)
+    return {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}"}
 
 
-def _mlflow(settings: Settings) -> Child:
+def _mlflow(settings: Settings, environ: Mapping[str, str]) -> Child:
     folder = settings.home / "mlflow"
-    store = os.environ.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{folder}/mlflow.db"
-    artifacts = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") or str(folder / "artifacts")
-    env = {**MLFLOW_SERVER, "MLFLOW_BACKEND_STORE_URI": store, "MLFLOW_ARTIFACTS_DESTINATION": artifacts}  # by environment: a command line is seen by everybody
-    command = (sys.executable, "-m", "mlflow", "server", "--host", settings.host, "--port", str(settings.ports["mlflow"]), "--workers", "1")
-    return Child("mlflow", command, env, settings.url("mlflow"), f"{settings.url('mlflow')}/health")
+    told = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db", "MLFLOW_ARTIFACTS_DESTINATION": str(folder / "artifacts")}  # by environment: everybody sees a command line
+    command = _python("mlflow", "server", "--host", settings.host, "--port", str(settings.ports["mlflow"]), "--workers", "1")
+    account = {}
+    if settings.mlflow_account:
+        user, password = settings.mlflow_account
+        account = {"MLFLOW_AUTH_ADMIN_USERNAME": user, "MLFLOW_AUTH_ADMIN_PASSWORD": password}
+        told |= {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "accounts.ini")}
+        command += ("--app-name", "basic-auth")
+    return Child("mlflow", command, settings.url("mlflow"), f"{settings.url('mlflow')}/health", account, MLFLOW_SERVER | told)
 
 
-def _worker(settings: Settings, number: int, after: tuple[str, ...]) -> Child:
-    name = f"{os.uname().nodename}-{number}"
-    command = (sys.executable, "-m", "prefect", "--no-prompt", "worker", "start", "--pool", POOL, "--type", "process", "--name", name)
-    return Child(f"worker-{number}", command, WORKER, after=after, grace_s=45, keeps_descendants=True)
+def _worker(number: int, after: tuple[str, ...]) -> Child:
+    command = _python("flows.platform.worker", "--name", f"{os.uname().nodename}-{number}")
+    return Child(f"worker-{number}", command, defaults=WORKER, after=after, is_worker=True)
 
 
 def _dashboard(settings: Settings, after: tuple[str, ...]) -> Child:
-    options = {"address": settings.host, "port": settings.ports["dashboard"], "headless": "true", "fileWatcherType": "none", "runOnSave": "false"}
-    command = (sys.executable, "-m", "streamlit", "run", "dashboards/app.py", "--browser.gatherUsageStats", "false", *(f"--server.{key}={value}" for key, value in options.items()))
+    options = {"server.address": settings.host, "server.port": settings.ports["dashboard"], "server.headless": "true", "server.fileWatcherType": "none", "browser.gatherUsageStats": "false"}
+    command = _python("streamlit", "run", "dashboards/app.py", *(f"--{key}={value}" for key, value in options.items()))
     return Child("dashboard", command, address=settings.url("dashboard"), health=f"{settings.url('dashboard')}/_stcore/health", after=after)
 
 
-def _module(name: str, module: str, after: tuple[str, ...], grace_s: float, address: str | None = None, health: str | None = None) -> Child:
-    return Child(name, (sys.executable, "-m", module), address=address, health=health, after=after, grace_s=grace_s)
+def _module(name: str, after: tuple[str, ...], address: str | None = None, health: str | None = None) -> Child:
+    return Child(name, _python(f"flows.{name}"), address=address, health=health, after=after, grace_s=10)
+
+
+def _python(module: str, *words: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", module, *words)
 
 
 def _is_there(child: Child, settings: Settings) -> bool:
     if child.name == "dashboard":
-        return (settings.project / "dashboards" / "app.py").exists()
-    return child.name not in ("watching", "exporter") or importlib.util.find_spec(f"flows.{child.name}") is not None
-
-
-def start_folder(settings: Settings) -> Path:
-    """Where every child starts."""
-    return settings.project
+        return (settings.project / "dashboards" / "app.py").exists() and find_spec("streamlit") is not None
+    return child.name not in ("watching", "exporter") or find_spec(f"flows.{child.name}") is not None

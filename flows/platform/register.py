@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from components.schema.config import BadInput
-from flows.platform.children import POOL
+from flows.platform.worker import POOL
 
 # Modules with `register(client)`, a coroutine function, in the order in which they are told.
 TELLING = ("flows.slots", "flows.notifications", "flows.automations")

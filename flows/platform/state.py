@@ -1,28 +1,20 @@
-"""What is known about a platform on disk, and which processes are really its own.
+"""What is known on disk about a platform: MODELYARD_HOME/platform/state.json, written by its supervisor.
 
-A process is named by its pid and the moment it started, since pids come round again; and everything that a platform starts carries
-its id in the environment, so that what outlives a killed supervisor is found too. Nothing is ever ended by its name.
+A process is named by its pid and the moment it started, since pids come round again. Accounts are not kept here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
-import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, Field
-
+from components.schema.config import Config
 from components.schema.records import home
 
-MARK = "MODELYARD_PLATFORM_ID"
 
-
-class Process(BaseModel):
+class Process(Config):
     """One process, told apart from a later one with the same pid."""
 
     pid: int
@@ -41,14 +33,14 @@ class Process(BaseModel):
     def alive(self) -> bool:
         return self.boot == _boot() and _started(self.pid) == self.started
 
-    def signal(self, number: int, group: bool = False) -> None:
-        """Only if it still is the same process."""
+    def tell(self, number: signal.Signals) -> None:
+        """Send a signal, only if it still is the same process."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
-                (os.killpg if group else os.kill)(self.pid, number)
+                os.kill(self.pid, number)
 
 
-class ChildState(BaseModel):
+class ChildState(Config):
     """One child as its supervisor last saw it."""
 
     process: Process | None = None
@@ -60,30 +52,30 @@ class ChildState(BaseModel):
     ready: bool = False
     """Whether it has answered, or lived for some seconds, since it was last started."""
     starts: int = 0
+    began: float | None = None
+    """When it was last started, in seconds since 1970."""
     ended: str | None = None
     """How it ended the last time it did so by itself."""
-    log: str = ""
+    log: str
 
 
-class State(BaseModel):
-    """A platform."""
+class State(Config):
+    """A platform, running or killed."""
 
-    id: str
     supervisor: Process
     project: str
-    began: float = Field(default_factory=time.time)
+    began: float
     """Seconds since 1970."""
     prefect_url: str
+    """Prefect's API, with /api."""
     mlflow_url: str
     dashboard_url: str | None = None
     metrics_url: str | None = None
-    accounts: bool = False
-    """Whether servers ask for a user and a password (which are not kept here)."""
     children: dict[str, ChildState] = {}
 
     @classmethod
     def read(cls) -> State | None:
-        """The last platform of this home, running or not; None where there was none."""
+        """The last platform of this home that was not ended by `modelyard down`."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             return cls.model_validate_json(path().read_text())
         return None
@@ -96,7 +88,7 @@ class State(BaseModel):
 
     def write(self) -> None:
         """Whole or not at all."""
-        arriving = path().with_suffix(f".{os.getpid()}")
+        arriving = path().with_suffix(".arriving")
         arriving.write_text(self.model_dump_json(indent=2))
         arriving.replace(path())
 
@@ -114,31 +106,6 @@ def log_of(name: str) -> Path:
     return folder() / "logs" / f"{name}.log"
 
 
-def marked(platform_id: str) -> list[Process]:
-    """Every process of this user that was started by that platform, at whatever depth; never this one."""
-    needle = f"{MARK}={platform_id}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if needle in (entry / "environ").read_bytes().split(b"\0") and (process := Process.of(int(entry.name))):
-                    found.append(process)
-    return found
-
-
-def end(processes: Iterable[Process], grace_s: float) -> list[Process]:
-    """SIGTERM, then SIGKILL after `grace_s` seconds; those that had to be killed."""
-    waiting = [process for process in processes if process.alive]
-    for process in waiting:
-        process.signal(signal.SIGTERM)
-    deadline = time.monotonic() + grace_s
-    while (waiting := [process for process in waiting if process.alive]) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for process in waiting:
-        process.signal(signal.SIGKILL)
-    return waiting
-
-
 def _started(pid: int) -> int | None:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name before may hold spaces and brackets
@@ -149,7 +116,3 @@ def _started(pid: int) -> int | None:
 
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def as_dict(state: State) -> dict[str, Any]:
-    return json.loads(state.model_dump_json())

@@ -394,4 +394,6 @@ osd_op_num_threads_per_shard = 2
 [client.rgw]
 keyring = {folder}/rgw.keyring
 rgw_data = {folder}/run
+# Gateways tell each other about changes; one that was killed would be waited for, 20 s at every new bucket.
+rgw_cache_enabled = false
 """

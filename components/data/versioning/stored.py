@@ -15,6 +15,7 @@ import logging
 from functools import cached_property
 from typing import Any, BinaryIO
 
+from components.schema import storage
 from components.schema.config import BadInput
 
 
@@ -31,7 +32,7 @@ class Store:
 
         logging.getLogger("dvc").setLevel(logging.CRITICAL)
         try:
-            self._repo = Repo(".")
+            self._repo = Repo(".", config=storage.dvc_options() or None)
         except NotDvcRepoError:
             raise BadInput("data: this is not a project with DVC (no .dvc folder), so data has no version. Run from the project's own folder") from None
 

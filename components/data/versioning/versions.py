@@ -24,7 +24,8 @@ from typing import Any
 import yaml
 
 from components.data.steps import MODULES
-from components.data.versioning import params, pins
+from components.data.versioning import params, pins, sharing
+from components.schema import storage
 from components.schema.config import BadInput
 from components.schema.data import DataConfig
 from components.schema.records import Dataset, Part
@@ -44,29 +45,34 @@ def reproduce(config: DataConfig, emit: Emit) -> tuple[Dataset, list[str]]:
     pins.write(config)
     ran = []
     with _repository() as repo:
+        shared = sharing.Shared(repo, emit)
         for done, step in enumerate(STEPS, start=1):
             started = time.perf_counter()
-            verdict = _reproduce_one(repo, f"{step}@{config.name}", emit)
+            verdict = _reproduce_one(repo, f"{step}@{config.name}", shared)
             if verdict == "made":
                 ran.append(step)
             emit({"event": "note", "text": f"{step} {verdict} ({time.perf_counter() - started:.1f} s)"})
             emit({"event": "progress", "step": done, "total": len(STEPS), "unit": "steps"})
+        shared.push(f"{step}@{config.name}" for step in STEPS)
     dataset = current(config)
     assert dataset, "every stage has just succeeded"
     return dataset, ran
 
 
-def _reproduce_one(repo: Any, name: str, emit: Emit) -> str:
-    """Bring one stage up to date and say how: current, restored or made."""
+def _reproduce_one(repo: Any, name: str, shared: sharing.Shared) -> str:
+    """Bring one stage up to date and say how: current, restored, fetched or made."""
     restored = _restore(repo, name)
+    asked = {"pull": True} if shared.has_to_be_asked(name) else {}
     with tempfile.NamedTemporaryFile("r", prefix="modelyard-", suffix=".txt", encoding="utf-8") as told:
         with _environment(MODELYARD_STEP_ERROR=told.name):
             try:
-                made = repo.reproduce(name, single_item=True)
+                made = repo.reproduce(name, single_item=True, **asked)
             except Exception as error:
                 if reason := told.read():
                     raise BadInput(reason) from None
                 raise _explained(error, name) from error
+    if name in shared.fetched:
+        return "fetched"
     return "made" if made else "restored" if restored else "current"
 
 
@@ -149,7 +155,7 @@ def _repository() -> Iterator[Any]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with _environment(PATH=path, DVC_NO_ANALYTICS="1"), contextlib.redirect_stdout(sys.stderr):
         try:
-            repo = Repo(".")
+            repo = Repo(".", config=storage.dvc_options() or None)
         except NotDvcRepoError:
             raise BadInput(f"data: {Path.cwd()} is not a project with DVC (no .dvc folder), so data has no version. Run from the project's own folder") from None
         with contextlib.closing(repo):
