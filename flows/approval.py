@@ -14,7 +14,6 @@ From a terminal (`modelyard run`) nothing suspends: the version waits in the reg
 
 from __future__ import annotations
 
-import json
 import os
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -114,7 +113,7 @@ def waits(uri: str) -> bool:
 def question_of(run_id: UUID) -> Question | None:
     """What a run waits for, or waited for last."""
     kept = filter_flow_run_input(key_prefix=QUESTION, flow_run_id=run_id, limit=200)
-    asked = [Question.model_validate_json(entry.value if isinstance(entry.value, str) else json.dumps(entry.value)) for entry in kept]
+    asked = [Question.model_validate(entry.decoded_value) for entry in kept]
     return max(asked, key=lambda question: question.number, default=None)
 
 
@@ -138,7 +137,7 @@ def _keep(question: Question) -> None:
     create_markdown_artifact(markdown=_described(question), key="approval", description=f"{question.uri} waits for a person")
     about = {"run": str(run.id), "run_name": run.name, "uri": question.uri, "text": question.text, "until": question.until.isoformat()}
     try_to_announce(APPROVAL_WAITING, of_model(question.uri), about, once=f"{run.id} {question.number}")
-    create_flow_run_input(f"{QUESTION}{question.number}", question.model_dump_json(), flow_run_id=run.id)
+    create_flow_run_input(f"{QUESTION}{question.number}", question.model_dump(mode="json"), flow_run_id=run.id)
 
 
 def _settle(question: Question, answer: Answer) -> State[Any]:

@@ -31,9 +31,8 @@ def forecast(recipe: Recipe, resources: Resources, rows: Mapping[str, Mapping[st
         job = jobs.get(name) or data_job(recipe.data, Run(resources=resources))
         if row["action"] not in ("run", "resume"):
             found[name] = estimate.nothing("its result stands")
-            continue
-        whole = estimate.estimate(job, parameters, device)
-        found[name] = estimate.remaining(whole, job) if row["action"] == "resume" else whole
+        else:
+            found[name] = estimate.estimate(job, parameters, device)
     return found
 
 
@@ -50,6 +49,8 @@ def as_json(found: Mapping[str, Estimate], table: Prices | None) -> dict[str, An
 def lines(recipe: Recipe, resources: Resources, found: Mapping[str, Estimate]) -> list[str]:
     """The estimate as a table of text, with the budget where there is one."""
     table = prices.load(resources)
+    if all(one.used == Usage() for one in found.values()):
+        return ["Estimate: nothing is left to run, so nothing is to be paid"]
     known = {name: one.used for name, one in found.items() if one.used is not None}
     rows = bill.of_usages(known, table)
     columns = [name for name in bill.heads(rows) if name != "memory_mb"]

@@ -153,11 +153,11 @@ def _scores(records: dict[str, Record]) -> Table | Text:
     return table
 
 
-def cost_table(rows: dict[str, Any]) -> Group:
-    """What the run paid for, stage by stage: `components.cost.bill`."""
+def cost_table(rows: dict[str, Any], first: str = "stage") -> Group:
+    """What a run paid for, stage by stage (or runs, one by one): `components.cost.bill`."""
     titles = bill.heads(rows)
-    table = Table(box=None, pad_edge=False, title="What it cost, earlier attempts of this run included", title_justify="left", show_footer=True)
-    table.add_column("stage", footer="in all")
+    table = Table(box=None, pad_edge=False, title="What it cost, all attempts", title_justify="left", show_footer=True)
+    table.add_column(first, footer="in all")
     for name, title in titles.items():
         table.add_column(title, justify="right", footer=bill.figure(rows["total"][name]))
     for stage, row in rows["stages"].items():

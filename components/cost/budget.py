@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from components.cost import ledger, prices
+from components.cost.bill import line
 from components.cost.meter import Machine, Meter
 from components.schema.config import BadInput, BudgetSpent
 from components.schema.cost import Prices, Usage, total
@@ -48,17 +49,9 @@ class Bill:
         used = self.before.get(self.run, Usage()) + self.meter.stop()
         by_run = {**self.before, self.run: used}
         whole = total(by_run)
-        amount = whole.amount(self.prices) if self.prices else None
         return {
-            "seconds": round(whole.seconds, 2),
-            "cpu_hours": whole.cpu_hours,
-            "gpu_hours": whole.gpu_hours,
-            "kwh": whole.kwh,
-            "kwh_estimated": whole.kwh_estimated,
-            "memory_mb": round(whole.memory_mb, 1),
-            "gpu_memory_mb": round(whole.gpu_memory_mb, 1),
+            **line(whole, self.prices),
             "attempts": ledger.attempts(self.out),
-            "amount": amount,
             "currency": self.prices.currency if self.prices else None,
             "device": self.machine.name,
             "by_run": {run: part.model_dump(mode="json") for run, part in by_run.items()},

@@ -51,7 +51,7 @@ class Earlier(NamedTuple):
 
 
 def estimate(job: Job, parameters: int | None, device: str) -> Estimate:
-    """`parameters` of the line's model, where they are known; `device`: where the job will run."""
+    """What is left of a job. `parameters` of the line's model, where they are known; `device`: where the job will run."""
     earlier = [(record, total(used)) for record in _records(job.stage) if (used := of_record(record.execution))]
     if not earlier:
         return Estimate(used=None, source=f"no earlier {job.stage} here whose cost was kept")
@@ -63,10 +63,11 @@ def estimate(job: Job, parameters: int | None, device: str) -> Estimate:
     if not comparable:
         return Estimate(used=None, source=_why_not(job, parameters, done, device))
     ratios = {one.record.identity: wanted[one.record.identity] / one.work for one in comparable}  # type: ignore[operator]
-    best = min(comparable, key=lambda one: (one.device != device, abs(math.log(ratios[one.record.identity])), -one.record.execution["cost"].get("seconds", 0)))
+    best = min(comparable, key=lambda one: (one.device != device, abs(math.log(ratios[one.record.identity]))))
     ratio = ratios[best.record.identity]
     other = "" if best.device == device else f", on another device ({best.device})"
-    return Estimate(used=best.used.scaled(_longer(best, ratio)), source=f"{best.name}: {ratio:.3g} times its work{other}")
+    left, done_already = _left(job)
+    return Estimate(used=best.used.scaled(_longer(best, ratio * left)), source=f"{best.name}: {ratio:.3g} times its work{other}{done_already}")
 
 
 def nothing(source: str) -> Estimate:
@@ -74,14 +75,12 @@ def nothing(source: str) -> Estimate:
     return Estimate(used=Usage(), source=source)
 
 
-def remaining(whole: Estimate, job: Job) -> Estimate:
-    """What is left of a stage that was cut off, as its newest checkpoint says."""
+def _left(job: Job) -> tuple[float, str]:
+    """Which share of a job is still to do, as its newest checkpoint says, and that in words."""
     names = [path.stem.split("-") for path in (job.folder.with_name(job.folder.name + ".partial") / "work").glob("step-*.ckpt")]
-    steps = max((int(parts[1]) for parts in names if len(parts) == 3 and parts[1].isdigit()), default=0)
+    done = max((int(parts[1]) for parts in names if len(parts) == 3 and parts[1].isdigit()), default=0)
     asked = _steps(job.config)
-    if whole.used is None or not steps or not asked:
-        return whole
-    return Estimate(used=whole.used.scaled(max(0.0, 1 - steps / asked)), source=f"{whole.source}; goes on after {steps} of {asked}")
+    return (1 - min(done, asked) / asked, f"; goes on after {done} of {asked}") if done and asked else (1.0, "")
 
 
 def parameters_of(jobs: Mapping[str, Job], vocabulary: int | None) -> int | None:
@@ -90,10 +89,10 @@ def parameters_of(jobs: Mapping[str, Job], vocabulary: int | None) -> int | None
     try:
         return _parameters(Record.read(job.folder))
     except BadInput:
-        if job.config["model"].get("layers"):
-            return presets.shape_of(job.config["model"], vocabulary).parameters(active=True)
-        begun = [record for record in _records("pretrain") if record.config["model"] == job.config["model"]]
-        return _parameters(begun[-1]) if begun else None
+        known = job.config["model"].get("layers") and vocabulary
+        counted = presets.shape_of(job.config["model"], vocabulary).parameters(active=True) if known else None
+        like = [_parameters(record) or 0 for record in _records("pretrain") if record.config["model"] == job.config["model"]]
+        return next((exact for exact in reversed(like) if counted is None or 0.95 < exact / counted < 1.05), counted)
 
 
 # ---------------------------------------------------------------- how much work a stage is
@@ -185,11 +184,15 @@ def _records(stage: str) -> list[Record]:
 
 def _longer(one: Earlier, ratio: float) -> float:
     """How much longer than an earlier run: its loop takes `ratio` times as long, its start and its end as long as they did."""
-    loop = one.record.execution.get("seconds", one.used.seconds)
     if one.record.execution["cost"].get("attempts", 1) > 1 or not one.used.seconds:
         return ratio  # the loop's seconds are the last attempt's
-    share = min(1.0, loop / one.used.seconds)
+    share = min(1.0, _summed(one.record.execution.get("seconds", one.used.seconds)) / one.used.seconds)
     return 1 - share + share * ratio
+
+
+def _summed(seconds: Any) -> float:
+    """A loop's seconds, or those of its parts."""
+    return sum(map(_summed, seconds.values())) if isinstance(seconds, Mapping) else float(seconds)
 
 
 def _of_data(job: Job, earlier: list[tuple[Record, Usage]]) -> Estimate:

@@ -13,6 +13,7 @@ from pathlib import Path
 from components.schema.cost import Usage
 
 FOLDER = Path("work/cost")
+WIDTH = 512  # bytes; files of one size, so that how much a folder holds says how much work it holds
 
 
 def write(out: Path, attempt: str, run: str, used: Usage) -> None:
@@ -20,7 +21,7 @@ def write(out: Path, attempt: str, run: str, used: Usage) -> None:
     path = out / FOLDER / f"{attempt}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"run": run, "used": used.model_dump(mode="json")}), encoding="utf-8")
+    temporary.write_text(json.dumps({"run": run, "used": used.model_dump(mode="json")}).ljust(WIDTH), encoding="utf-8")
     temporary.replace(path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
@@ -35,7 +35,7 @@ class Config(BaseModel):
         section = handler.resolve_ref_schema(reference)
         section["title"] = section.get("title", cls.__name__).removesuffix("Config")  # the words on a choice's buttons
         for name, field in section.get("properties", {}).items():
-            section["properties"][name] = flat(field)
+            section["properties"][name] = flat(field, handler.resolve_ref_schema)
         return reference
 
 
@@ -43,15 +43,27 @@ class Choice:
     """Annotates a choice between kinds that stands outside a section, so that its form is flat too."""
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return flat(handler(core_schema))
+        return flat(handler(core_schema), handler.resolve_ref_schema)
 
 
-def flat(schema: dict[str, Any]) -> dict[str, Any]:
-    """A choice between kinds as one `anyOf`, whatever it was; anything else as it is."""
+Resolve = Callable[[dict[str, Any]], dict[str, Any]]
+BOUNDS = {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "minItems", "minLength", "maxLength", "pattern", "additionalProperties"}
+
+
+def flat(schema: dict[str, Any], resolve: Resolve) -> dict[str, Any]:
+    """A choice between kinds as one `anyOf`, whatever it was; anything else as it is.
+
+    Where a field names the kind, the alternatives are for drawing alone, without bounds, and the kind that is named is checked beside them: of a
+    value that fits no alternative a validator can only say that, and not which number is too small.
+    """
     if "anyOf" not in schema and "oneOf" not in schema:
         return schema
     rest = {name: value for name, value in schema.items() if name not in ("anyOf", "oneOf", "discriminator")}
-    return {**rest, "anyOf": list(_alternatives(schema))}
+    alternatives, kinds = list(_alternatives(schema)), _kinds(schema)
+    if kinds is None:
+        return {**rest, "anyOf": alternatives}
+    named = set(kinds["mapping"].values())
+    return {**rest, "anyOf": [_unbounded(part, resolve) if part.get("$ref") in named else part for part in alternatives], **_checked_by_kind(kinds)}
 
 
 def _alternatives(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -61,3 +73,33 @@ def _alternatives(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield schema
     for alternative in inner or ():
         yield from _alternatives(alternative)
+
+
+def _kinds(schema: dict[str, Any]) -> dict[str, Any] | None:
+    """Which field names the kind, and the alternative of each name."""
+    if "discriminator" in schema:
+        return schema["discriminator"]
+    return next((found for part in schema.get("anyOf", ()) if (found := _kinds(part))), None)
+
+
+def _checked_by_kind(kinds: dict[str, Any]) -> dict[str, Any]:
+    """One `if` after the other: whoever names a kind must be of that kind."""
+    checked: dict[str, Any] = {}
+    for reference in reversed(list(dict.fromkeys(kinds["mapping"].values()))):
+        names = [name for name, where in kinds["mapping"].items() if where == reference]
+        asked = {"type": "object", "properties": {kinds["propertyName"]: {"enum": names}}, "required": [kinds["propertyName"]]}
+        checked = {"if": asked, "then": {"$ref": reference}, **({"else": checked} if checked else {})}
+    return checked
+
+
+def _unbounded(schema: Any, resolve: Resolve) -> Any:
+    """A schema with all that it refers to written out and without its bounds."""
+    if isinstance(schema, list):
+        return [_unbounded(part, resolve) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        schema = {**resolve(schema), **{name: value for name, value in schema.items() if name != "$ref"}}
+    fields = {name: _unbounded(value, resolve) for name, value in schema.get("properties", {}).items()}  # which may be called as a bound is
+    kept = {name: value if name == "default" else _unbounded(value, resolve) for name, value in schema.items() if name not in BOUNDS}
+    return {**kept, "properties": fields} if fields else kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from components.schema.config import Config, Fraction
 from components.schema.training import OptimConfig
@@ -238,6 +238,7 @@ class PPOConfig(OnlineConfig):
 class GRPOConfig(OnlineConfig):
     """Align by comparing several answers to one prompt: GRPO (Shao et al. 2024, arXiv:2402.03300) or RLOO (Ahmadian et al. 2024, arXiv:2402.14740). No value model."""
 
+    model_config = ConfigDict(title="GRPO, RLOO")
     stage: ClassVar[str] = "grpo"
     method: Literal["grpo", "rloo"] = "grpo"
     """grpo: an answer's reward minus its group's mean, over the group's standard deviation. rloo: minus the mean of the others of its group."""
@@ -259,6 +260,7 @@ class GRPOConfig(OnlineConfig):
 class DPOConfig(OptimConfig):
     """Learn from preference pairs without sampling: DPO (Rafailov et al. 2023, arXiv:2305.18290) and its family."""
 
+    model_config = ConfigDict(title="DPO, IPO, KTO, ORPO")
     stage: ClassVar[str] = "dpo"
     method: Literal["dpo", "ipo", "kto", "orpo"] = "dpo"
     """dpo; ipo: Azar et al. 2023, arXiv:2310.12036; kto: Ethayarajh et al. 2024, arXiv:2402.01306 (each answer by itself); orpo: Hong et al. 2024, arXiv:2403.07691."""
@@ -288,6 +290,7 @@ class DPOConfig(OptimConfig):
 class BestOfNConfig(OptimConfig):
     """Answer each prompt several times, keep the best answer by the reward, and fine-tune on the winners (rejection sampling; Touvron et al. 2023, arXiv:2307.09288)."""
 
+    model_config = ConfigDict(title="Best of N")
     stage: ClassVar[str] = "best_of_n"
     method: Literal["best_of_n"] = "best_of_n"
     """Rejection sampling, then SFT on the winners."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Annotated
+
 import typer
 
 from flows.terminal import errors_told
@@ -10,17 +13,21 @@ app = typer.Typer()
 
 
 @app.command()
-def up() -> None:
+def up(foreground: Annotated[bool, typer.Option("--foreground", help="Stay in this terminal, container or service; end on SIGTERM or Ctrl-C.")] = False) -> None:
     """Start the platform (Prefect, MLflow, workers, watchers, dashboard) and keep it running; again = register what changed."""
     with errors_told():
+        from flows.platform import up as platform
         from flows.platform.settings import Settings
-        from flows.platform.up import up as start
 
-        found = start(Settings.read(), print)
-        print(f"Prefect    {found.prefect_url.removesuffix('/api')}\nMLflow     {found.mlflow_url}")
-        if found.dashboard_url:
-            print(f"Dashboard  {found.dashboard_url}")
-        print("Next: open Prefect, choose a deployment, fill in its form; or `modelyard run recipes/tiny.yaml`. `modelyard down` ends it")
+        settings = Settings.read()
+        if not settings.is_local:
+            print(f"NOTE: MODELYARD_HOST={settings.host}: other machines reach these servers. Accounts are on; traffic is not encrypted: put a proxy with TLS before them.")
+        if foreground:
+            raise typer.Exit(platform.run_in_foreground(settings, print))
+        found = platform.up(settings, print)
+        addresses = {"Prefect": found.prefect_url.removesuffix("/api"), "MLflow": found.mlflow_url, "Dashboard": found.dashboard_url, "Metrics": found.metrics_url}
+        print("\n".join(f"{name:<10} {address}" for name, address in addresses.items() if address))
+        print("Next: open Prefect, choose a deployment and fill in its form; or modelyard run recipes/tiny.yaml. See how it is: modelyard status. End it: modelyard down")
 
 
 @app.command()
@@ -29,4 +36,15 @@ def down() -> None:
     with errors_told():
         from flows.platform.up import down as stop
 
-        print("The platform is down." if stop(print) else "No platform was running.")
+        print("The platform is down. Start it again: modelyard up" if stop(print) else "No platform was running.")
+
+
+@app.command()
+def status(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
+    """Say how the platform is: processes, addresses, queue, slots. Exit code 1 where something is not as it should be."""
+    with errors_told():
+        from flows.platform import status as platform
+
+        told = platform.status()
+        print(json.dumps(told) if as_json else "\n".join(platform.lines(told)))
+        raise typer.Exit(0 if told["healthy"] else 1)

@@ -28,7 +28,7 @@ def prepare(settings: Settings) -> None:
         if not (folder / "accounts.ini").exists():
             (folder / "accounts.ini").write_text(ACCOUNTS.format(folder=folder))
         os.environ.setdefault("MLFLOW_FLASK_SERVER_SECRET_KEY", _secret(folder / "secret"))
-    if not os.environ.get("MLFLOW_BACKEND_STORE_URI") and not os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") and not (folder / "mlflow.db").exists():
+    if settings.is_local and not os.environ.get("MLFLOW_BACKEND_STORE_URI") and not os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") and not (folder / "mlflow.db").exists():
         _prepare_embedded()
 
 
@@ -41,6 +41,9 @@ def _secret(file: Path) -> str:
 
 
 def _prepare_embedded() -> None:
-    """The store of `modelyard run` without servers, made by it: its artifacts are a folder that both reach, and history is one."""
+    """The store of `modelyard run` without servers, made by it: its artifacts are a folder that both reach, and history is one.
+
+    Where other machines reach the server, it makes its own: artifacts then travel through it.
+    """
     env = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     subprocess.run([sys.executable, "-c", "from components.registry.store import prepare; prepare()"], env=env, check=True)

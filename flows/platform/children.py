@@ -82,7 +82,8 @@ def environment(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     }
     if settings.prefect_account:
         told["PREFECT_API_AUTH_STRING"] = settings.prefect_account
-    return {**SHARED, **environ, **told}
+    pages = {} if settings.prefect_given else {"PREFECT_UI_URL": settings.page("prefect")}
+    return {**SHARED, **pages, **environ, **told}
 
 
 def _prefect(settings: Settings) -> Child:
@@ -116,7 +117,7 @@ def _worker(number: int, after: tuple[str, ...]) -> Child:
 
 
 def _dashboard(settings: Settings, after: tuple[str, ...]) -> Child:
-    options = {"server.address": settings.host, "server.port": settings.ports["dashboard"], "server.headless": "true", "server.fileWatcherType": "none", "browser.gatherUsageStats": "false"}
+    options = {"server.address": settings.host, "server.port": settings.ports["dashboard"], "server.headless": "true", "server.fileWatcherType": "none", "browser.gatherUsageStats": "false", "client.toolbarMode": "minimal", "runner.magicEnabled": "false"}
     command = _python("streamlit", "run", "dashboards/app.py", *(f"--{key}={value}" for key, value in options.items()))
     return Child("dashboard", command, address=settings.url("dashboard"), health=f"{settings.url('dashboard')}/_stcore/health", after=after)
 

@@ -81,6 +81,10 @@ class Settings:
         """Address of one of our servers, without a slash at the end."""
         return f"http://{self.reach}:{self.ports[name]}"
 
+    def page(self, name: str) -> str:
+        """The same as a person on another machine would write it, where they can reach it."""
+        return f"http://{os.uname().nodename}:{self.ports[name]}" if self.host in EVERYWHERE else self.url(name)
+
     @property
     def prefect_url(self) -> str:
         """Prefect's API, ours or the given one."""
@@ -102,7 +106,7 @@ class Settings:
         if not (self.project / "dvc.yaml").exists():
             problems.append(f"{self.project} has no dvc.yaml, so workers started there would find no project. Change to the project's folder first")
         for name in ("prefect", "mlflow"):
-            if not self.ports[name] and name in PORTS and not {"prefect": self.prefect_given, "mlflow": self.mlflow_given}[name]:
+            if not self.ports[name] and not {"prefect": self.prefect_given, "mlflow": self.mlflow_given}[name]:
                 problems.append(f"{PORTS[name][0]} is 0 and no {name} server elsewhere is named, so nothing could be reached. Give it a port")
         used = [self.ports[name] for name in self.served]
         if twice := sorted({port for port in used if used.count(port) > 1}):

@@ -98,7 +98,7 @@ def test_post_training_that_cannot_work_is_refused_at_the_door(sets: list[str], 
 
 def test_resources_are_read_as_key_and_value() -> None:
     assert Resources.parse(2, ["processes=4", "strategy=fsdp", "compile=true"]) == Resources(threads=2, processes=4, strategy="fsdp", compile=True)
-    for given, words in (("procs=4", "Did you mean `processes`"), ("processes=0", "greater than 0"), ("processes", "--on processes=2")):
+    for given, words in (("proceses=4", "Did you mean `processes`"), ("processes=0", "greater than 0"), ("processes", "--on processes=2")):
         with pytest.raises(BadInput, match=words):
             Resources.parse(0, [given])
 

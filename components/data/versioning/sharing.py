@@ -52,7 +52,8 @@ class Shared:
         if not mark.exists() and self._try("this data stays on this machine for now", lambda: self._push(names)):
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
-            self.emit({"event": "note", "text": f"data copied to {storage.address()}"})
+            if not self.fetched.issuperset(names):
+                self.emit({"event": "note", "text": f"data copied to {storage.address()}"})
 
     def _push(self, names: list[str]) -> None:
         self.repo.push(targets=names)

@@ -1,0 +1,1 @@
+"""What the exporter asks of each server, as Prometheus metric families."""

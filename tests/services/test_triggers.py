@@ -1,0 +1,115 @@
+"""What starts a retraining, and what lets it be: new data, a drop of scores, nothing new, a schedule that was missed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.flows.project import MICRO
+from tests.services.deployed import begin, deploy, runs_of, said, until
+from tests.services.rig import SHORT, Rig
+
+pytestmark = pytest.mark.services
+
+OVERLAPS = '''
+import time
+from prefect import flow
+from flows.schedules import missed, one_at_a_time, skipped
+
+@flow(name="overlaps")
+def overlaps(catch_up: str = "latest"):
+    if reason := missed(catch_up, 0):
+        return skipped(reason)
+    with one_at_a_time("overlaps"):
+        began = time.time(); time.sleep(6)
+        print(began, time.time(), file=open("overlaps.txt", "a"))
+'''
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    rig = Rig.in_folder(tmp_path_factory.mktemp("triggers"))
+    (rig.project.folder / "overlaps.py").write_text(OVERLAPS)
+    code = "import sys, json; from components.schema.recipe import Recipe; print(Recipe.load('recipes/tiny.yaml', sys.argv[1:]).model_dump_json(exclude_none=True))"
+    recipe = yaml.safe_load(said(rig, code, *MICRO, *SHORT, "name=short").splitlines()[-1])
+    (rig.project.folder / "recipes" / "short.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    try:
+        rig.start("server")
+        said(rig, "import asyncio; from prefect.client.orchestration import get_client; from flows.automations import register\nasync def f():\n    async with get_client() as c: await register(c)\nasyncio.run(f())")
+        for part in ("worker", "watch"):
+            rig.start(part)
+        yield rig
+    finally:
+        rig.stop()
+
+
+@pytest.fixture(scope="module")
+def retrain(rig: Rig) -> str:
+    """The recipe's retraining, run once; the watch has seen its data."""
+    id = deploy(rig, "flows/retrain.py:retrain", "retrain", {"recipe": "recipes/short.yaml", "resources": {"threads": 1}})
+    until(rig, begin(rig, id), "Completed")
+    rig.wait(lambda: rig.api("POST", "/variables/filter", {"variables": {"name": {"like_": "modelyard_data_short"}}}), "the watch to look at the data")
+    return id
+
+
+def latest(rig: Rig, deployment: str, after: int) -> dict[str, Any]:
+    rig.wait(lambda: len(runs_of(rig, deployment)) > after, "a run that nobody asked for")
+    return runs_of(rig, deployment)[-1]
+
+
+def test_nothing_new_is_skipped_with_the_reason_in_an_artifact(rig: Rig, retrain: str) -> None:
+    run = until(rig, begin(rig, retrain), "Skipped")
+    assert "data and code are unchanged" in run["state"]["message"]
+    (artifact,) = rig.api("POST", "/artifacts/filter", {"artifacts": {"key": {"any_": ["skipped"]}, "flow_run_id": {"any_": [run["id"]]}}})
+    assert "data and code are unchanged" in artifact["data"]
+
+
+def test_new_data_starts_a_retraining_that_says_why(rig: Rig, retrain: str) -> None:
+    before = len(runs_of(rig, retrain))
+    with (rig.project.folder / "notes.txt").open("a") as file:
+        file.write("\n\nHerons stand in the shallow water and wait for the fish to come with the tide.\n" * 5)
+    run = latest(rig, retrain, before)
+    assert "documents/files:notes.txt" in run["parameters"]["because"] or "notes.txt" in run["parameters"]["because"]
+    until(rig, run["id"], "Completed")
+    assert until(rig, begin(rig, retrain), "Skipped")
+
+
+def test_a_drop_of_scores_starts_a_retraining_with_another_seed(rig: Rig, retrain: str) -> None:
+    before = len(runs_of(rig, retrain))
+    tell = "import sys; from flows import announce, triggers\nannounce.announce(announce.SCORE_DROPPED, announce.of_model('models:/mine/3'), {'reason': 'mmlu fell'}, related=[triggers.related(triggers.deployments()[0])])"
+    said(rig, tell)
+    run = latest(rig, retrain, before)
+    assert run["parameters"]["unchanged"] == "new_seed" and run["parameters"]["because"] == "mmlu fell" and run["parameters"]["recipe"] == "recipes/short.yaml"
+    until(rig, run["id"], "Completed")
+    folders = list((rig.project.folder.parent / "yard" / "stages").glob("pretrain-*"))
+    seeds = {yaml.safe_load((folder / "record.json").read_text())["config"]["seed"] for folder in folders if folder.is_dir() and (folder / "record.json").exists()}
+    assert len(seeds) == 2 and 1 in seeds
+
+
+@pytest.mark.parametrize(("catch_up", "work"), [("latest", True), ("none", False)])
+def test_of_what_was_missed_the_latest_runs_or_none_as_asked(rig: Rig, catch_up: str, work: bool) -> None:
+    path = rig.project.folder / "overlaps.txt"
+    path.unlink(missing_ok=True)
+    rig.kill("worker")
+    soon = datetime.now(UTC) + timedelta(seconds=20)
+    id = deploy(rig, "overlaps.py:overlaps", f"overlaps-{catch_up}", {"catch_up": catch_up}, f"DTSTART:{soon:%Y%m%dT%H%M%SZ}\nRRULE:FREQ=SECONDLY;INTERVAL=5;COUNT=3")
+    late = {"flow_runs": {"deployment_id": {"any_": [id]}, "state": {"name": {"any_": ["Late"]}}}}
+    rig.wait(lambda: len(rig.api("POST", "/flow_runs/filter", late)) == 3, "three missed runs")
+    missed = [run["id"] for run in rig.api("POST", "/flow_runs/filter", late)]
+    rig.start("worker")
+    states = [rig.wait(lambda id=id: (run := rig.run(id))["state"]["type"] == "COMPLETED" and run["state"]["name"], f"the end of {id}") for id in missed]
+    assert states.count("Completed") == (1 if work else 0) and states.count("Skipped") == len(missed) - (1 if work else 0)
+
+
+def test_two_runs_of_one_recipe_wait_for_each_other(rig: Rig) -> None:
+    path = rig.project.folder / "overlaps.txt"
+    path.unlink(missing_ok=True)
+    id = deploy(rig, "overlaps.py:overlaps", "overlaps")
+    for run in [begin(rig, id) for _ in range(2)]:
+        until(rig, run, "Completed")
+    (first, second) = sorted([float(x) for x in line.split()] for line in path.read_text().splitlines())
+    assert first[1] <= second[0]
