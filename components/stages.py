@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from components import processes
 from components.cost import budget
 from components.launch import verdict
-from components.schema.config import BadInput
+from components.schema.config import BadInput, Unavailable
 from components.schema.data import DataConfig
 from components.schema.evaluation import EvalConfig
 from components.schema.events import say
@@ -466,12 +466,14 @@ class Tracked:
         )
         if job.inputs:
             tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in job.inputs.items()})
+        self.load = tracking.SystemLoad(self.run_id).start()
 
     def finish(self, record: Record, folder: Path, dataset: Any = None) -> None:
         """Figures, samples and the record go to the run, which is then finished."""
+        self.load.stop()
         if dataset is not None:
             parts = {name: getattr(dataset, name) for name in ("tokens", "mix", "chats", "preferences", "benchmarks")}
-            self.tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in parts.items()})
+            self.tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in parts.items()}, record.figures)
             self.tracking.log_folder(self.run_id, Path(dataset.card.path), "data_card")
             self.tracking.log_pins(self.run_id, record.identity, (folder / "record.json", Path("params.yaml"), Path("dvc.lock")))
         self.tracking.close_stage(self.run_id, "FINISHED", {**record.figures, "cost": budget.figures(record)}, folder / "record.json", record)
@@ -484,7 +486,9 @@ def _tracked(job: Job) -> Iterator[Tracked]:
     try:
         yield tracked
     except BaseException:
-        tracked.tracking.close_stage(tracked.run_id, "FAILED", {}, None, None)
+        tracked.load.stop()
+        with suppress(Unavailable):  # why the stage failed matters more than that this could not be recorded
+            tracked.tracking.close_stage(tracked.run_id, "FAILED", {}, None, None)
         raise
 
 

@@ -33,6 +33,7 @@ BEAT_EVERY_S = 20.0
 OVER_FOR_S = 8.0  # so long the server must say that the run is over before this try believes it: it may be its own last word
 YIELD_S = 30.0  # an older try on this host has so long to write its checkpoint
 GRACE_S = 8.0
+KEPT_S = 3 * 86_400
 
 logger = logging.getLogger("modelyard.attempts")
 _here: Attempt | None = None
@@ -176,10 +177,16 @@ def holder(flow_run_id: str) -> Holder | None:
         os.close(file)
 
 
-def forget(flow_run_id: str) -> None:
-    """Remove the lock of a run that is over."""
-    if holder(flow_run_id) is None:
-        _path(flow_run_id).unlink(missing_ok=True)
+def tidy() -> None:
+    """Remove locks that nobody has held for days; whoever comes later makes a new one."""
+    for path in _folder().glob("*.lock"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime < KEPT_S:
+                continue
+            file = slots.open_lock(path)
+            if slots.try_lock(file):
+                path.unlink()
+            os.close(file)
 
 
 def kill(found: Holder) -> None:
@@ -193,12 +200,17 @@ def _lock_after_older(flow_run_id: str) -> int:
     """Lock this run on this host. An older try sees the new token and ends; one that hangs is ended."""
     file = slots.open_lock(_path(flow_run_id))
     deadline = time.monotonic() + YIELD_S
-    while not slots.try_lock(file):
+    while True:
+        if slots.try_lock(file):
+            if os.path.exists(_path(flow_run_id)) and os.path.samestat(os.fstat(file), os.stat(_path(flow_run_id))):
+                return file
+            os.close(file)  # somebody tidied up just now
+            file = slots.open_lock(_path(flow_run_id))
+            continue
         if time.monotonic() > deadline and (older := _written(file)) and older.pid != os.getpid():
             kill(older)
             deadline = time.monotonic() + YIELD_S
         time.sleep(0.2)
-    return file
 
 
 def _written(file: int) -> Holder | None:
@@ -209,12 +221,17 @@ def _written(file: int) -> Holder | None:
         return Holder(-1, "")  # it is just being written
 
 
-def _path(flow_run_id: str) -> Path:
+def _folder() -> Path:
     folder = slots.folder() / "runs"
-    folder.mkdir(exist_ok=True)
-    with suppress(OSError):
-        folder.chmod(0o1777)
-    return folder / f"{flow_run_id}.lock"
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)
+        with suppress(OSError):
+            folder.chmod(0o1777)
+    return folder
+
+
+def _path(flow_run_id: str) -> Path:
+    return _folder() / f"{flow_run_id}.lock"
 
 
 def _started(pid: int) -> str:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from components.cost import bill
 from components.schema.records import Record
+from flows.platform.state import State
 
 # The figure by which each training stage is judged, measured before and after on held-out data: (name, unit, format)
 MEASURES = {
@@ -195,8 +196,10 @@ def _where(summary: dict[str, Any]) -> Text:
             out.append(f"It waits for your word: modelyard approve {release['uri']}, or modelyard reject {release['uri']}\n")
     out.append("\nWhere to look\n", style="bold")
     out.append(f"  this report again   modelyard show {summary['run']}\n")
-    out.append("  runs and curves     mlflow ui --backend-store-uri " + summary["mlflow"] + "\n")
-    out.append("  flows and logs      PREFECT_HOME=" + summary["prefect_home"] + " prefect server start\n")
+    on_a_server = summary["mlflow"].startswith("http")
+    out.append("  runs and curves     " + ("" if on_a_server else "mlflow ui --backend-store-uri ") + summary["mlflow"] + "\n")
+    platform = State.running()
+    out.append("  flows and logs      " + (platform.prefect_url.removesuffix("/api") if platform else "PREFECT_HOME=" + summary["prefect_home"] + " prefect server start") + "\n")
     out.append(f"  data versions       dvc dag; modelyard data status {summary['recipe_path']}; modelyard data push\n")
     out.append("Try next\n", style="bold")
     if release:

@@ -22,7 +22,6 @@ import logging
 import os
 import time
 import uuid
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -53,6 +52,7 @@ GONE_FOR_S = 4.0  # a process that is gone may have said its last word a moment 
 HOST_DEAD_S = float(os.environ.get("MODELYARD_HOST_DEAD_S", 120))
 PENDING_S = float(os.environ.get("MODELYARD_PENDING_S", 180))
 HANGS_S = 60.0
+TIDY_EVERY_S = 3600.0
 LONGEST_DELAY_S = 300.0
 RESUMED_WITHIN = timedelta(days=7)  # a crash that is older was left alone by people too
 OTHERS_FIRST_S = 20.0
@@ -76,7 +76,7 @@ class Watchdog:
         """By run: its token and number, and since when they are these."""
         self.since: dict[tuple[str, str, bool], float] = {}
         """By (run, state, whether its process lives): since when."""
-        self.looked = -1e9
+        self.looked = self.tidied = -1e9
         self._lock: int | None = None
 
     def look(self) -> list[str]:
@@ -85,7 +85,11 @@ class Watchdog:
             return []
         try:
             with get_client(sync_client=True) as client:
-                return self._look(client)
+                done = self._look(client)
+            if time.monotonic() - self.tidied > TIDY_EVERY_S:
+                attempts.tidy()
+                self.tidied = time.monotonic()
+            return done
         except BaseException:
             self.beats, self.since = {}, {}  # what stood still while we could not see it proves nothing
             raise
@@ -220,9 +224,6 @@ def _set(client: SyncPrefectClient, run: FlowRun, state: State, force: bool = Fa
     if client.read_flow_run(run.id).state_id != run.state_id:
         return None
     answer = client.set_flow_run_state(run.id, state, force=force)
-    if state.is_final():
-        with suppress(OSError):
-            attempts.forget(str(run.id))
     return f"{state.name}: {state.message}" if answer.status.value == "ACCEPT" else None
 
 

@@ -124,7 +124,7 @@ def _sentence(job: Job, cost: float, currency: str, what: str) -> str:
     budget = job.run.resources.budget or 0.0
     return (
         f"budget: {job.run.recipe_name} has cost {money(cost, currency)} so far and may cost {money(budget, currency)}, so {job.stage} {what}. "
-        f"What was done is kept: run the same command with a higher budget and it goes on, for example --budget {_more(cost, budget):g}"
+        f"What was done is kept: run the same again with a higher budget and it goes on, for example --budget {_more(cost, budget):g}"
     )
 
 

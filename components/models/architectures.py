@@ -10,6 +10,7 @@ ignored in silence: a field that the architecture does not have is refused.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -78,11 +79,19 @@ def configure(config: ModelConfig, objective: Objective, vocab_size: int, pad_id
         "pad_token_id": pad_id,
         "eos_token_id": eos_id,
         "bos_token_id": None,
-        **config.extra,
+        **typed(config.extra, default),
     }
     resolved = _make(config, fields)
     _check_experts(resolved)
     return Resolved(resolved, tuple(told))
+
+
+def typed(extra: Mapping[str, Any], default: PreTrainedConfig) -> dict[str, Any]:
+    """Whole numbers as floats where the architecture's own value is one: a form in a browser sends 1.0 as 1, and transformers refuses an int there."""
+    return {
+        name: float(value) if isinstance(value, int) and not isinstance(value, bool) and isinstance(getattr(default, name, None), float) else value
+        for name, value in extra.items()
+    }
 
 
 def _make(config: ModelConfig, fields: dict[str, Any]) -> PreTrainedConfig:

@@ -31,6 +31,7 @@ from components.models.architectures import (
     mask_id,
     prove,
     refuse_wrong_objective,
+    typed,
     vocabulary,
 )
 from components.models.build import load_as, stop_ids
@@ -146,7 +147,7 @@ def _settings(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: P
     dropouts = {name: config.dropout for name in DROPOUTS if has(old, name)}
     if config.dropout and not dropouts:
         raise BadInput(f"model: dropout={config.dropout} is given and architecture {old.model_type!r} has no dropout: it would be ignored. Set it to 0")
-    return {**dropouts, **_context(config, old, folder, learns_positions(old, objective)), **config.extra}
+    return {**dropouts, **_context(config, old, folder, learns_positions(old, objective)), **typed(config.extra, old)}
 
 
 def _context(config: ModelConfig, old: PreTrainedConfig, folder: Path, is_learned: bool) -> dict[str, int]:

@@ -53,6 +53,7 @@ def release(
         log_folder(run_id, evidence, "gate")
         tags[EVIDENCE] = run_id
     version = register(name, checkpoint, run_id, tags, inputs)
+    _log_scores(name, version, run_id, scores)
     set_alias(name, CHALLENGER, version)
     if action == "promote":
         _crown(name, version, "gate", "the gate", tags.get("modelyard.reason", ""))
@@ -261,6 +262,17 @@ def _ready_model(name: str, identity: str, checkpoint: Path, run_id: str, experi
     if model.model_id not in {output.model_id for output in run.outputs.model_outputs or ()}:
         store.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     return model
+
+
+def _log_scores(name: str, version: str, run_id: str, scores: Mapping[str, Any]) -> None:
+    """The scores as metrics of the model itself, so that MLflow's pages of models compare versions by them."""
+    from mlflow.entities import Metric
+
+    found = _version_numbered(name, version)
+    values = {suite: score["score"] for suite, score in scores.items() if isinstance(score.get("score"), int | float)}
+    if found and found.model_id and values:
+        now = client().get_run(run_id).info.start_time
+        client().log_batch(run_id, metrics=[Metric(f"score/{suite}", float(value), now, 0, model_id=found.model_id) for suite, value in values.items()])
 
 
 def _make_registered_model(name: str) -> None:

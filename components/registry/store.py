@@ -134,13 +134,15 @@ def locked() -> Iterator[None]:
 
 @contextmanager
 def answering(uri: str) -> Iterator[None]:
-    """A server that does not answer is the user's to start, not a traceback of ours."""
-    from mlflow.exceptions import MlflowException
+    """A server that does not answer, or that says that it cannot (5xx: its database or its store is away), is no traceback of ours; it may come back."""
+    from mlflow.exceptions import MlflowException, RestException
+    from requests import RequestException
 
     try:
         yield
-    except MlflowException as error:
-        if "API request to" not in str(error):
+    except (MlflowException, RequestException) as error:
+        gone = "API request to" in str(error) or not isinstance(error, MlflowException)
+        if not gone and not (isinstance(error, RestException) and error.get_http_status_code() >= 500):
             raise
         raise Unavailable(
             f"tracking: MLflow at {uri} does not answer ({str(error).splitlines()[0][:160]}), so nothing could be recorded. "

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.registry.lineage import PINS, lineage
+from components.registry.load import SystemLoad
 from components.registry.metrics import MetricSink
 from components.registry.store import answering, client, experiment_id, locked, prepare, store_uri
 from components.schema.records import Record
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 __all__ = [
-    "MetricSink", "artifact_link", "attach", "close_stage", "lineage", "lineage_of", "log_folder", "log_inputs", "log_pins", "open_pipeline", "open_stage", "prepare", "store_uri",
+    "MetricSink", "SystemLoad", "artifact_link", "attach", "close_stage", "lineage", "lineage_of", "log_folder", "log_inputs", "log_pins", "open_pipeline", "open_stage", "prepare", "store_uri",
 ]  # fmt: skip
 
 LONGEST_PARAM, LONGEST_TAG = 6000, 5000  # MLflow refuses longer ones
@@ -68,11 +69,17 @@ def close_stage(
     record: Record | None = None,
 ) -> None:
     """Log what came out, then end the run. Closes pipelines too. Figures already there with the same value are not logged again."""
+    with answering(store_uri()):
+        _close(run_id, status, figures, record_path, record)
+
+
+def _close(run_id: str, status: str, figures: Mapping[str, Any], record_path: Path | None, record: Record | None) -> None:
     from mlflow.entities import Metric
 
     store = client()
     run = store.get_run(run_id)
-    numbers = {name: value for name, value in flatten(figures) if run.data.metrics.get(name) != value}
+    named = {_apart_from_curves(run, name): value for name, value in flatten(figures)}
+    numbers = {name: value for name, value in named.items() if run.data.metrics.get(name) != value}
     now = run.info.start_time
     for start in range(0, len(numbers), 1000):
         store.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in list(numbers.items())[start : start + 1000]])
@@ -85,15 +92,26 @@ def close_stage(
     store.set_terminated(run_id, status)
 
 
-def log_inputs(run_id: str, inputs: Mapping[str, tuple[str | Path, str]]) -> None:
-    """Datasets that a run read: {name: (path, digest)}, the digest (DVC's md5, or a stage's identity) kept as given."""
+def _apart_from_curves(run: Run, name: str) -> str:
+    """A final figure that has the name of a curve gets one of its own: as one more point at step 0 it would bend the line."""
+    if name not in run.data.metrics or not any(metric.step > 0 for metric in client().get_metric_history(run.info.run_id, name)):
+        return name
+    return f"final/{name}"
+
+
+def log_inputs(run_id: str, inputs: Mapping[str, tuple[str | Path, str]], counts: Mapping[str, Mapping[str, int]] | None = None) -> None:
+    """What a run read: {name: (path, digest)}, the digest (DVC's md5, or a stage's identity) kept as given. `counts` by name: rows, tokens, shown with it."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     entries = [
-        DatasetInput(Dataset(name, digest, "local", json.dumps({"uri": str(path)})), [InputTag("mlflow.data.context", name)])
+        DatasetInput(
+            Dataset(name, digest, "dvc" if digest.endswith(".dir") else "stage", json.dumps({"uri": str(path)}), profile=json.dumps(counts[name]) if counts and counts.get(name) else None),
+            [InputTag("mlflow.data.context", name)],
+        )
         for name, (path, digest) in inputs.items()
     ]
-    client().log_inputs(run_id, datasets=entries)
+    with answering(store_uri()):
+        client().log_inputs(run_id, datasets=entries)
 
 
 def log_pins(run_id: str, identity: str, files: Iterable[Path]) -> None:
@@ -197,8 +215,9 @@ def _log_params(run_id: str, params: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
     flat = [Param(name, text[:LONGEST_PARAM]) for name, text in _flatten_params(params)]
-    for start in range(0, len(flat), 100):
-        client().log_batch(run_id, params=flat[start : start + 100])
+    with answering(store_uri()):
+        for start in range(0, len(flat), 100):
+            client().log_batch(run_id, params=flat[start : start + 100])
 
 
 def _flatten_params(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -211,6 +230,11 @@ def _flatten_params(params: Mapping[str, Any], prefix: str = "") -> Iterator[tup
 
 def _log_lineage(run_id: str, lineage: Mapping[str, Any]) -> None:
     """Short facts as tags to search by. A full lineage is kept as files too, anew for each start: the code may have changed in between."""
+    with answering(store_uri()):
+        _log_lineage_files(run_id, lineage)
+
+
+def _log_lineage_files(run_id: str, lineage: Mapping[str, Any]) -> None:
     from mlflow.entities import RunTag
 
     store = client()

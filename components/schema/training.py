@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from components.schema.config import Config, Fraction
 
@@ -39,6 +39,12 @@ class ModelConfig(Config):
     extra: dict[str, Any] = {}
     """Further fields of the architecture's own transformers configuration."""
 
+    @field_validator("extra")
+    @classmethod
+    def _say_whole_numbers_as_such(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        """1.0 is 1, at any depth: a form in a browser cannot tell them apart, and the same model must have one identity."""
+        return {name: _whole(value) for name, value in extra.items()}
+
     @model_validator(mode="after")
     def _is_said_once(self) -> ModelConfig:
         dimensions = {name: getattr(self, name) for name in ("hidden_size", "layers", "heads", "intermediate_size")}
@@ -59,6 +65,14 @@ class ModelConfig(Config):
         if (self.hidden_size // self.heads) % 2:
             raise ValueError(f"hidden_size/heads={self.hidden_size // self.heads} is odd: rotary positions need pairs. Choose an even width per head")
         return self
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _whole(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class OptimConfig(Config):

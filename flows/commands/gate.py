@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from components.schema.config import BadInput
 from components.schema.jobs import Run
 from components.schema.recipe import Recipe, Resources
 from flows.terminal import On, RecipePath, Sets, Threads, errors_told, flows_watched, load, make_console, recipe_hash, root

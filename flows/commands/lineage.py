@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from components.schema.config import BadInput
 from flows.terminal import errors_told, make_console, root
 
 app = typer.Typer()
@@ -60,6 +61,8 @@ def rollback(
 def reproduce(
     model: Model,
     fresh_environment: Annotated[bool, typer.Option("--fresh-environment", help="Install what was installed then into an environment of its own (pip; minutes and gigabytes).")] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="Measure it again too, and compare every item.")] = False,
+    remake_data: Annotated[bool, typer.Option("--remake-data", help="Make the data again from its sources instead of pulling it.")] = False,
     keep: Annotated[Path | None, typer.Option(help="Work in this folder and leave it: code, data, results.")] = None,
     code: Annotated[str, typer.Option(help="recorded, or here: the code as it stands in this folder.")] = "recorded",
     seed: Annotated[int | None, typer.Option(help="Another seed than the recorded one.")] = None,
@@ -73,7 +76,11 @@ def reproduce(
         root()
         from flows.reproduce import reproduced_here
 
-        report = reproduced_here(Request(model=model, fresh_environment=fresh_environment, keep=str(keep.absolute()) if keep else None, code=code, seed=seed, threads=threads), make_console())
+        if code not in ("recorded", "here"):
+            raise BadInput(f"reproduce: --code {code!r} is neither `recorded` nor `here`, so nothing was started. Leave it out for the recorded code")
+        where = str(keep.absolute()) if keep else None
+        asked = Request(model=model, scores=scores, remake_data=remake_data, fresh_environment=fresh_environment, code=code, seed=seed, threads=threads, keep=where)
+        report = reproduced_here(asked, make_console())
         if as_json:
             print(json.dumps(report.model_dump(mode="json")))
         raise typer.Exit(0 if report.identical else 1)

@@ -12,7 +12,7 @@ import typer
 
 from components.schema.jobs import Run
 from components.schema.recipe import Resources
-from flows.terminal import On, Sets, Threads, errors_told, fail, flows_watched, make_console, root
+from flows.terminal import On, Sets, Threads, errors_told, flows_watched, make_console, root
 
 if TYPE_CHECKING:
     from components.schema.feedback import FeedbackConfig

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from prefect import get_client
 from prefect.artifacts import create_markdown_artifact
-from prefect.runtime import flow_run
+from prefect.context import FlowRunContext
 
 from components.schema.config import BadInput, Config
 from components.schema.recipe import Recipe, Resources
@@ -32,8 +32,11 @@ def say(asked: Config, line: str, name: str) -> None:
     text = yaml.safe_dump(asked.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=160)
     create_markdown_artifact(markdown=f"```yaml\n{text}```", key="asked", description=f"All that was asked of {name}, every default spelt out")
     create_markdown_artifact(markdown=f"```sh\n{line}\n```", key="command", description="The same from a terminal: equal results, and what stands is reused")
-    tags = sorted({*(flow_run.tags or ()), f"recipe:{name}"})
-    get_client(sync_client=True).update_flow_run(flow_run.id, tags=tags)
+    context = FlowRunContext.get()
+    assert context and context.flow_run
+    context.flow_run.tags = sorted({*context.flow_run.tags, f"recipe:{name}"})  # here too: whoever adds a tag later starts from these
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(context.flow_run.id, tags=context.flow_run.tags)
 
 
 def command(recipe: Recipe, resources: Resources, words: Sequence[str] = ("run",), options: Sequence[str] = ()) -> str:

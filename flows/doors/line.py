@@ -7,9 +7,10 @@ left empty is the file's own. The sentences under `Args` are the texts of the fo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from prefect import flow
+from prefect.states import State
 
 from components.schema.config import Choice, Config
 from components.schema.data import DataConfig
@@ -107,7 +108,7 @@ def evaluate(recipe: str = TINY, evals: EvalConfig | None = None, resources: Res
 
 
 @flow(name="release", flow_run_name="release {recipe}")
-def release(recipe: str = TINY, gate: GateConfig | None = None, resources: Resources = Resources()) -> Record:
+def release(recipe: str = TINY, gate: GateConfig | None = None, resources: Resources = Resources()) -> Record | State[Any]:
     """The last model of the line goes through the gate, into the registry.
 
     Args:

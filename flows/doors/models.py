@@ -75,14 +75,16 @@ def measure_noise(recipe: str = TINY, retrained: tuple[str, ...] = (), resources
     announce(asked, resources, ("gate", "noise"), [word for name in retrained for word in ("--retrained", name)])
     run = Run(recipe_name=asked.name, recipe_hash=recipe_hash(asked), seed=asked.seed, resources=resources)
     record = noise.measure_noise.fn(*noise.arguments(NoiseConfig(), asked, tuple(retrained), run))
-    noise.keep(record, asked)
+    if isinstance(record, Record):  # else the state of a run that had to stop
+        noise.keep(record, asked)
     return record
 
 
 def _gathered(config: FeedbackConfig, resources: Resources) -> Record:
     _say("feedback", FeedbackConfig.load, config, config.name, resources)
     record = feedback.gather_feedback.fn(config, Run(recipe_name=config.name, seed=config.seed, resources=resources))
-    feedback.put_under_dvc(record, config.name)
+    if isinstance(record, Record):  # else the state of a run that had to stop
+        feedback.put_under_dvc(record, config.name)
     return record
 
 

@@ -24,7 +24,7 @@ from components.schema.recipe import Recipe
 from tests.flows.project import MICRO, ROOT, Project
 
 CHROMIUM = "/usr/bin/chromium"
-READY_S, RUN_S = 150.0, 600.0
+READY_S, RUN_S = 200.0, 1500.0
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
 
 
@@ -60,9 +60,10 @@ class Prefect:
         wait(lambda: self.get("/health") is True, READY_S, "the Prefect server")
         return self
 
-    def worker(self, project: Project, name: str, *options: str) -> None:
-        """A worker of the pool, started in a project's folder, and ready."""
-        self._popen(["worker", "start", "--pool", "modelyard", "--name", name, *options], project.folder, project.env(), name)
+    def worker(self, project: Project, name: str, *options: str, folder: Path | None = None) -> None:
+        """A worker of the pool, ready: started in a project's folder, or elsewhere and told of it by MODELYARD_PROJECT."""
+        told = {"MODELYARD_PROJECT": str(project.folder)} if folder else {}
+        self._popen(["worker", "start", "--pool", "modelyard", "--name", name, *options], folder or project.folder, {**project.env(), **told}, name)
         wait(lambda: any(w["name"] == name and w["status"] == "ONLINE" for w in self.post("/work_pools/modelyard/workers/filter", {})), READY_S, f"worker {name}")
 
     def _popen(self, words: list[str], folder: Path, environment: dict[str, str], name: str) -> None:

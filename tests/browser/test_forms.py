@@ -17,7 +17,7 @@ import pytest
 from tests.browser.conftest import RUN_S, Prefect, micro, wait
 from tests.flows.project import Project
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(2400)]
 PAGE_MS = 60_000
 
 
@@ -149,13 +149,37 @@ def test_one_stage_alone_finds_its_base_and_data_and_its_command_line_reuses_its
     assert "sft: reuse" in project.run(*shlex.split(line)[1:]).stdout
 
 
-def test_workers_in_two_clones_each_run_their_own_code_on_their_own_folder(prefect: Prefect, project: Project, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_recipe_deployed_with_a_clock_starts_by_itself_and_without_one_not_any_more(prefect: Prefect, project: Project) -> None:
+    said = project.run("deploy", "recipes/safe.yaml", "--cron", "0 3 * * 1", "--timezone", "Europe/Berlin").stdout
+    assert "train-and-release/safe, by itself at 0 3 * * 1 (Europe/Berlin)" in said and "/deployments/deployment/" in said
+    made = prefect.deployment("train-and-release/safe")
+    assert [(s["schedule"]["cron"], s["schedule"]["timezone"], s["active"]) for s in made["schedules"]] == [("0 3 * * 1", "Europe/Berlin", True)]
+    assert made["parameters"]["recipe"]["name"] == "safe" and made["pull_steps"] and made["entrypoint"] == "flows.pipeline.train_and_release"
+
+    def planned() -> list[Any]:
+        return prefect.post("/flow_runs/filter", {"flow_runs": {"deployment_id": {"any_": [made["id"]]}, "state": {"type": {"any_": ["SCHEDULED"]}}}})
+
+    wait(lambda: bool(planned()), 120, "a scheduled run")
+    project.run("deploy", "recipes/safe.yaml", "--set", "seed=9")
+    again = prefect.deployment("train-and-release/safe")
+    assert (again["id"], again["schedules"], again["parameters"]["recipe"]["seed"]) == (made["id"], [], 9)
+    assert not planned()
+
+
+def test_deploy_says_what_to_do_where_there_is_no_server_or_one_that_knows_nothing(prefect: Prefect, project: Project, tmp_path: Path) -> None:
+    alone = Project(project.folder, {"MODELYARD_HOME": str(tmp_path)})
+    assert "Start one: modelyard up" in alone.run("deploy", "recipes/micro.yaml", code=2).stderr
+    gone = Project(project.folder, {"MODELYARD_HOME": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"})
+    assert "does not answer" in gone.run("deploy", "recipes/micro.yaml", code=2).stderr
+
+
+def test_workers_in_two_clones_each_run_their_own_code_in_their_own_folder(prefect: Prefect, project: Project, tmp_path_factory: pytest.TempPathFactory) -> None:
     second = micro(tmp_path_factory.mktemp("two") / "elsewhere", prefect.environment())
-    prefect.worker(second, "two", "--limit", "1")
-    recipe = prefect.deployment("train-and-release/micro")["parameters"]["recipe"]
-    runs = [prefect.submit("prepare-data/prepare-data", recipe="recipes/micro.yaml", data={**recipe["data"], "curriculum": {**recipe["data"]["curriculum"], "seed": seed}}) for seed in (8, 9)]
-    assert [prefect.ended(run, RUN_S)["type"] for run in runs] == ["COMPLETED", "COMPLETED"]
-    said = ["\n".join(line["message"] for line in prefect.post("/logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200})) for run in runs]
-    kept = [sorted((clone.folder / ".modelyard/stages").glob("data-*")) for clone in (project, second)]
-    assert kept[1], f"the second clone's worker made nothing: {said}"
-    assert "seed: 8" in (project.folder / "params.yaml").read_text() + (second.folder / "params.yaml").read_text()
+    prefect.worker(second, "two", "--limit", "1", folder=tmp_path_factory.mktemp("nowhere"))
+    for number, clone in enumerate((project, second)):
+        flows = clone.folder / "flows/doors/line.py"
+        flows.write_text(flows.read_text().replace('announce(asked, resources, ("stage", name))', f'announce(asked, resources, ("stage", name)); __import__("pathlib").Path("mine-{number}").touch()'))
+    runs = [prefect.submit("evaluate/evaluate", recipe="recipes/micro.yaml", evals=None) for _ in range(4)]
+    said = [prefect.ended(run, RUN_S)["message"] for run in runs]
+    assert [(project.folder / name).exists() for name in ("mine-0", "mine-1")] == [True, False], said
+    assert [(second.folder / name).exists() for name in ("mine-0", "mine-1")] == [False, True], said

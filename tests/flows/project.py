@@ -73,7 +73,7 @@ class Project:
         home = self.folder.parent / "home"
         home.mkdir(exist_ok=True)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "MODELYARD_"))}
-        return {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "COLUMNS": "160", **self.environment}
+        return {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "COLUMNS": "160", "MODELYARD_SLOT_LOCKS": str(home / "locks"), **self.environment}
 
     def recipe(self, *sets: str) -> list[str]:
         """The micro recipe as arguments of `modelyard run`."""

@@ -101,6 +101,11 @@ def test_a_form_may_leave_the_dimensions_to_the_one_dial() -> None:
     assert Recipe.model_validate(raw).model.hidden_size
 
 
+def test_a_browser_that_sends_a_whole_float_as_an_int_asks_for_the_same_model() -> None:
+    filed, sent = (Recipe.load("recipes/tiny.yaml", [f"model.extra={{rms_norm_eps: {value}, rope_parameters: {{rope_type: linear, factor: {value}}}}}"]) for value in ("1.0", "1"))
+    assert digest(filed.model_dump(mode="json")) == digest(sent.model_dump(mode="json"))
+
+
 # ---------------------------------------------------------------- the forms
 
 
@@ -202,7 +207,7 @@ def test_deploy_refuses_what_would_be_forgotten_or_never_come() -> None:
     from flows import deployments
 
     recipe = Recipe.load("recipes/tiny.yaml")
-    with pytest.raises(BadInput, match="reads recipes/tiny.yaml anew"):
+    with pytest.raises(BadInput, match=r"reads recipes/tiny\.yaml anew"):
         deployments._form(recipe, "recipes/tiny.yaml", "sft", changed=True)
     with pytest.raises(BadInput, match="has no section `cost`"):
         deployments._form(recipe, "recipes/tiny.yaml", "cost", changed=False)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from components.models.architectures import mask_id, resolve, vocabulary
+from components.models.architectures import configure, mask_id, resolve, vocabulary
 from components.models.build import build
 from components.schema.config import BadInput
 from components.schema.training import ModelConfig
@@ -158,3 +158,8 @@ def test_dropout_acts_in_training_only_and_zero_means_none(words, architecture):
 @pytest.mark.parametrize("architecture", ["mamba", "bloom", "mpt", "rwkv", "gpt2"])
 def test_the_context_length_is_found_under_one_name_whatever_the_architecture(words, architecture):
     assert resolve(of(architecture, context_tokens=48), words).config.max_position_embeddings == 48
+
+
+def test_a_whole_number_becomes_a_float_where_the_architecture_has_one_and_stays_an_integer_elsewhere() -> None:
+    config = configure(ModelConfig(architecture="llama", hidden_size=32, layers=2, heads=2, extra={"rms_norm_eps": 1, "num_key_value_heads": 1}), "next_token", 400).config
+    assert isinstance(config.rms_norm_eps, float) and isinstance(config.num_key_value_heads, int)

@@ -60,7 +60,8 @@ def test_a_pipeline_is_found_by_its_recipe_and_keeps_the_lineage_of_every_start(
     one = open_pipeline("tiny", HASH, "name: tiny", lineage(ROOT))
     assert open_pipeline("tiny", HASH, "name: tiny", lineage(ROOT)) == one
     assert artifacts(one) == {"lineage", "recipe.yaml"} and artifacts(one, "lineage") == {"lineage/1", "lineage/2"}
-    assert artifacts(one, "lineage/2") == {"lineage/2/installed.txt", "lineage/2/lineage.json", "lineage/2/uncommitted.patch"}
+    kept = ("installed.txt", "lineage.json", "uncommitted.patch", "params.yaml", "dvc.lock")
+    assert artifacts(one, "lineage/2") == {f"lineage/2/{name}" for name in kept}
     assert client().get_run(one).data.tags["modelyard.starts"] == "2"
 
 

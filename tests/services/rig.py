@@ -19,7 +19,7 @@ from typing import Any
 
 from tests.flows.project import MICRO, Project
 
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0
 TERMINAL = ("COMPLETED", "FAILED", "CANCELLED")
 # The line ends behind pretraining; its steps take so long that a run can be hit in the middle of it.
 SHORT = ("sft=null", "reward=null", "align=null", "evals=null")
@@ -105,7 +105,10 @@ class Rig:
             except urllib.error.HTTPError as error:
                 if error.code != 503 or attempt == 4:
                     raise AssertionError(f"{method} {path}: {error.code} {error.read()[:2000]!r}") from error
-                time.sleep(2)
+            except OSError:  # a busy server answers late
+                if attempt == 4:
+                    raise
+            time.sleep(2)
         return None
 
     def deploy(self) -> str:
@@ -146,7 +149,7 @@ class Rig:
         while time.monotonic() < deadline:
             if found := what():
                 return found
-            time.sleep(0.3)
+            time.sleep(1.0)
         raise AssertionError(f"waited {patience_s:.0f} s in vain for {name}")
 
     def state(self, run_id: str, *names: str, patience_s: float = PATIENCE_S) -> str:
@@ -171,9 +174,23 @@ class Rig:
         return [pid for pid in _pids_in(self.project.folder, "components") if stage in _words(pid)]
 
     def step(self) -> int:
-        """The newest checkpoint of pretraining that stands."""
-        found = [int(path.name.split("-")[1]) for path in (self.project.folder.parent / "yard" / "stages").glob("pretrain-*/work/step-*.ckpt")]
-        return max(found, default=0)
+        """The newest checkpoint of the pretraining that was begun last."""
+        partials = sorted(self._partials(), key=lambda path: path.stat().st_mtime)
+        return _newest_step(partials[-1]) if partials else 0
+
+    def _partials(self) -> list[Path]:
+        return [path for path in (Path(self.environment["MODELYARD_HOME"]) / "stages").glob("pretrain-*") if path.is_dir()]
+
+    def folders(self) -> set[Path]:
+        """Every pretraining that was ever begun here."""
+        return {path.with_name(path.name.removesuffix(".partial")) for path in self._partials()}
+
+    def stop_part(self, name: str) -> None:
+        """Politely."""
+        if name in self.parts:
+            part = self.parts.pop(name)
+            part.terminate()
+            part.wait(60)
 
     def resumed_at(self, run_id: str) -> list[int]:
         """From which step its pretraining went on, each time."""
@@ -184,6 +201,10 @@ class Rig:
         """A run and the flow runs within it."""
         below = self.api("POST", "/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run_id]}}})
         return [self.run(run_id), *below]
+
+
+def _newest_step(folder: Path) -> int:
+    return max((int(path.name.split("-")[1]) for path in folder.glob("work/step-*.ckpt")), default=0)
 
 
 def _free_port() -> int:
