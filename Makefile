@@ -3,10 +3,16 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test test-slow test-services bench lint setup constraints clean
+.PHONY: demo up down test test-slow test-services bench lint setup constraints clean
 
 demo: setup  ## from raw text to a released model; again, and nothing reruns
 	$(BIN)/modelyard run recipes/tiny.yaml
+
+up: setup  ## the platform: Prefect, MLflow, workers, watchers, dashboard; docs/OPERATIONS.md
+	$(BIN)/modelyard up
+
+down: setup  ## end the platform
+	$(BIN)/modelyard down
 
 test: setup  ## everything but what is marked slow or services
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

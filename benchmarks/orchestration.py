@@ -107,7 +107,8 @@ class Yard:
     def through_api(self, steps: int) -> Timed:
         """The deployment's form, filled in over the API."""
         config = self._config(steps)
-        seconds = self.deployed("pretrain", {"recipe": str(self.path), "pretrain": config.model_dump(mode="json"), "resources": self.resources.model_dump(mode="json")})
+        sections = {"model": self.recipe.model.model_dump(mode="json"), "pretrain": config.model_dump(mode="json")}  # what a call leaves out is what the form begins with
+        seconds = self.deployed("pretrain", {"recipe": str(self.path), **sections, "resources": self.resources.model_dump(mode="json")})
         return _timed(self._job(config), seconds)
 
     def deployed(self, name: str, parameters: dict[str, Any]) -> float:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact
@@ -28,13 +28,13 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.input.actions import create_flow_run_input, filter_flow_run_input, read_flow_run_input
 from prefect.states import Completed, State
-from pydantic import Field
 
 from components.registry import models
+from components.schema.approval import Anyway, Decision, Who, Why
 from components.schema.config import BadInput, Config
 from components.schema.records import Record
 from flows.announce import APPROVAL_SETTLED, APPROVAL_WAITING, of_model, try_to_announce
-from flows.reports import release_text
+from flows.reports import comparison_table, decision_text
 
 TAG = "waits-for-a-person"
 QUESTION = "modelyard-question-"  # what a run waits for, by number: a refused answer makes another question
@@ -44,10 +44,10 @@ NOBODY = "nobody"  # who settles what was not answered in time
 class Answer(RunInput):
     """What a person says about a version that the gate would not decide alone."""
 
-    decision: Annotated[Literal["approve", "reject"], Field(title="Decision", description="approve: it becomes champion. reject: the champion stays.")]
-    who: Annotated[str, Field(title="Who", description="Your name; kept with the version.", min_length=1, max_length=200)]
-    why: Annotated[str, Field(title="Why", description="Your reason; kept with the version.", max_length=4000)] = ""
-    anyway: Annotated[bool, Field(title="Anyway", description="Approve although the champion is another one by now than the gate compared with.")] = False
+    decision: Decision
+    who: Who
+    why: Why = ""
+    anyway: Anyway = False
 
     @classmethod
     def save(cls, keyset: Any, flow_run_id: UUID | None = None) -> None:
@@ -65,7 +65,9 @@ class Question(Config):
     folder: str
     """Folder of the release's record, on the machine that released."""
     text: str
-    """The evidence, as Markdown."""
+    """What the gate said, as Markdown."""
+    table: str = ""
+    """What it rests on: a table that the run's page shows and the form, which is narrow, does not."""
     until: datetime
     """When nobody's answer counts as a hold."""
 
@@ -96,7 +98,7 @@ def settled(record: Record) -> Record | State[Any]:
     if not _can_suspend() or record.stage != "release" or record.figures["action"] != "ask" or not waits(record.figures["uri"]):
         return record
     until = datetime.now(UTC) + timedelta(days=days())
-    return _ask(Question(number=1, uri=record.figures["uri"], folder=str(record.folder), text=release_text(record), until=until))
+    return _ask(Question(number=1, uri=record.figures["uri"], folder=str(record.folder), text=decision_text(record), table=comparison_table(record), until=until))
 
 
 def resumed() -> State[Any] | None:
@@ -134,8 +136,8 @@ def _keep(question: Question) -> None:
         return
     with get_client(sync_client=True) as client:
         client.update_flow_run(run.id, tags={*run.tags, TAG, question.uri})
-    create_markdown_artifact(markdown=_described(question), key="approval", description=f"{question.uri} waits for a person")
-    about = {"run": str(run.id), "run_name": run.name, "uri": question.uri, "text": question.text, "until": question.until.isoformat()}
+    create_markdown_artifact(markdown=_described(question) + question.table, key="approval", description=f"{question.uri} waits for a person")
+    about = {"run": str(run.id), "run_name": run.name, "uri": question.uri, "text": question.text + question.table, "until": question.until.isoformat()}
     try_to_announce(APPROVAL_WAITING, of_model(question.uri), about, once=f"{run.id} {question.number}")
     create_flow_run_input(f"{QUESTION}{question.number}", question.model_dump(mode="json"), flow_run_id=run.id)
 
@@ -151,7 +153,7 @@ def _settle(question: Question, answer: Answer) -> State[Any]:
     tags = models.look_up(question.uri)[2]
     who, why, promoted = tags.get("modelyard.settled_by", answer.who), tags.get("modelyard.settled_why", ""), tags[models.ACTION] == "promote"
     said = f"{question.uri} is {'the champion' if promoted else 'held'}: {'approved' if promoted else 'rejected'} by {who}{f' ({why})' if why else ''}"
-    create_markdown_artifact(markdown=f"# {said}\n\n{question.text}", key="approval", description="What a person said")
+    create_markdown_artifact(markdown=f"# {said}\n\n{question.text}{question.table}", key="approval", description="What a person said")
     try_to_announce(APPROVAL_SETTLED, of_model(question.uri), {"run": str(_run().id), "uri": question.uri, "text": said}, once=f"{_run().id} {question.number} settled")
     with get_client(sync_client=True) as client:
         client.update_flow_run(_run().id, tags=set(_run().tags) - {TAG})
@@ -162,7 +164,7 @@ def _described(question: Question) -> str:
     return (
         f"{question.text}\n\nApprove it, and it is the champion from then on; reject it, and the champion stays. "
         f"Without an answer until {question.until:%Y-%m-%d %H:%M} UTC it is held. "
-        f"From a terminal: `modelyard approve {question.uri} --why ...` or `modelyard reject {question.uri} --why ...`"
+        f"Suite by suite: the artifact `approval` of this run. From a terminal: `modelyard approve {question.uri} --why ...` or `modelyard reject {question.uri} --why ...`"
     )
 
 

@@ -11,10 +11,11 @@ from types import FunctionType
 from typing import Any, TypeVar
 
 from prefect import Flow
+from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext
 from prefect.states import Failed
 
-from components.cost import prices
+from components.cost import bill, prices
 from components.cost.budget import payer
 from components.schema.config import BudgetSpent
 from components.schema.cost import Usage, of_record
@@ -42,9 +43,14 @@ def paid(job: Job, record: Record) -> None:
     _used.setdefault(run, {})[job.stage] = of_record(record.execution).get(run, Usage())
 
 
-def used_by(run: Run) -> dict[str, Usage]:
-    """What a run has used, by stage, as far as the flow of this process has come."""
-    return dict(_used.get(payer(run), {}))
+def cost_card(run: Run) -> dict[str, Any]:
+    """The run's bill as an artifact of its page, one row a stage, as far as the flow of this process has come; gives it."""
+    rows = bill.of_usages(_used.get(payer(run), {}), prices.load(run.resources))
+    titles = bill.heads(rows)
+    named = {**rows["stages"], "in all": rows["total"]}
+    cells = [{"stage": stage, **{title: bill.figure(row[name]) for name, title in titles.items()}} for stage, row in named.items()]
+    create_table_artifact(table=cells, key="cost", description=bill.footnote(rows))
+    return rows
 
 
 def stops_by_budget(whole: AnyFlow) -> AnyFlow:

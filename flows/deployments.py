@@ -69,6 +69,26 @@ def deploy(recipe: Recipe, path: str, resources: Resources, stage: str | None, c
     return f"{form}/{name}{when}\nIts form: {url.removesuffix('/api')}/deployments/deployment/{made}/run\nNext: fill it in there; or prefect deployment run {form}/{name}"
 
 
+def schedule_retraining(recipe: Recipe, path: str, resources: Resources, cron: str | None, timezone: str, catch_up: str, late_minutes: int) -> str:
+    """A deployment of retrain for one recipe, by the clock where `cron` says when; says what stands. Errors: BadInput."""
+    from prefect.client.orchestration import get_client
+
+    schedules = [_schedule(cron, timezone)] if cron else []
+    os.environ["PREFECT_API_URL"] = url = _server()
+    given = {"recipe": path, "catch_up": catch_up, "late_minutes": late_minutes, "resources": resources.model_dump(mode="json")}
+    with get_client(sync_client=True) as client:
+        found = _original(client, "retrain", url)
+        kept = {name: getattr(found, name) for name in ("flow_id", "path", "entrypoint", "pull_steps", "job_variables", "work_pool_name", "work_queue_name", "parameter_openapi_schema")}
+        made = client.create_deployment(
+            name=recipe.name, parameters=given, schedules=schedules, tags=[*found.tags, f"recipe:{recipe.name}"], description=f"{found.description}\n\nRecipe: {path}", enforce_parameter_schema=True, **kept
+        )
+        if not cron:
+            for schedule in client.read_deployment_schedules(made):
+                client.delete_deployment_schedule(made, schedule.id)
+    when = f"by itself at {cron} ({timezone})" if cron else "not by the clock"
+    return f"retrain/{recipe.name}: {when}; where its data changes or its champion's scores drop\nIts page: {url.removesuffix('/api')}/deployments/deployment/{made}"
+
+
 def _form(recipe: Recipe, path: str, stage: str | None, changed: bool) -> tuple[str, dict[str, Any]]:
     """Which deployment is copied, and what its form begins with. Errors: BadInput."""
     whole = recipe.model_dump(mode="json")

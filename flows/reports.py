@@ -9,11 +9,8 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from components.cost import bill, prices
 from components.registry.tracking import artifact_link
-from components.schema.jobs import Run
 from components.schema.records import Record
-from flows.budget import used_by
 
 
 def data_card(record: Record) -> Record:
@@ -57,26 +54,21 @@ def release_card(record: Record) -> Record:
     """What the gate decided and why."""
     f = record.figures
     waits = f"\n\nIt waits for a person: `modelyard approve {f['uri']}` or `modelyard reject {f['uri']}`" if f["action"] == "ask" else ""
-    create_markdown_artifact(markdown=release_text(record, waits), key="release", description="The gate's decision")
+    create_markdown_artifact(markdown=f"{decision_text(record)}{waits}{comparison_table(record)}", key="release", description="The gate's decision")
     return record
 
 
-def release_text(record: Record, note: str = "") -> str:
-    """The gate's decision and what it rests on, as Markdown."""
+def decision_text(record: Record) -> str:
+    """What the gate decided and why, as Markdown."""
     f = record.figures
-    rows = [" | ".join(["", c["suite"], *(_shown(c[name]) for name in ("champion", "challenger", "difference", "low", "high", "margin", "items")), c["verdict"], ""]) for c in f["comparisons"]]
+    return f"# {f['uri']}: {f['action']}\n\n{f['reason']}"
+
+
+def comparison_table(record: Record) -> str:
+    """What the gate's decision rests on, as a Markdown table; empty where nothing was compared."""
+    rows = [" | ".join(["", c["suite"], *(_shown(c[name]) for name in ("champion", "challenger", "difference", "low", "high", "margin", "items")), c["verdict"], ""]) for c in record.figures["comparisons"]]
     head = "| suite | champion | challenger | difference | low | high | margin | items | verdict |\n|" + " --- |" * 9
-    table = "\n".join(["\n", head, *(row.strip() for row in rows)]) if rows else ""
-    return f"# {f['uri']}: {f['action']}\n\n{f['reason']}{note}{table}"
-
-
-def cost_card(run: Run) -> dict[str, Any]:
-    """The run's bill, one row a stage; gives it."""
-    rows = bill.of_usages(used_by(run), prices.load(run.resources))
-    titles = bill.heads(rows)
-    named = {**rows["stages"], "in all": rows["total"]}
-    create_table_artifact(table=[{"stage": stage, **{title: bill.figure(row[name]) for name, title in titles.items()}} for stage, row in named.items()], key="cost", description=bill.footnote(rows))
-    return rows
+    return "\n".join(["\n", head, *(row.strip() for row in rows)]) if rows else ""
 
 
 def _shown(value: Any) -> str:

@@ -10,8 +10,8 @@ from components.registry import tracking
 from components.schema.jobs import Run
 from components.schema.recipe import Recipe, Resources
 from components.schema.records import Record, digest, home
+from flows.budget import cost_card
 from flows.doors.asked import announce
-from flows.reports import cost_card
 
 HEADLINES = ("parameters", "tokens_seen", "heldout_loss_after", "bits_per_byte_after", "accuracy_after", "reward_after", "reward_gain", "kl")
 

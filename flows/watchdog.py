@@ -28,6 +28,7 @@ from typing import Any
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterDeploymentId,
     FlowRunFilterId,
     FlowRunFilterParentFlowRunId,
     FlowRunFilterParentTaskRunId,
@@ -207,13 +208,12 @@ _watchdog: Watchdog | None = None
 
 
 def _open_runs(client: SyncPrefectClient) -> list[FlowRun]:
-    """Top-level runs that somebody works on or that crashed, the newest first."""
+    """Runs with a process of their own that somebody works on, or that crashed and could go on."""
+    outermost = {"parent_task_run_id": FlowRunFilterParentTaskRunId(is_null_=True)}
+    deployed = {"deployment_id": FlowRunFilterDeploymentId(is_null_=False)}
     found: dict[uuid.UUID, FlowRun] = {}
-    for types in (OPEN, (StateType.CRASHED,)):
-        wanted = FlowRunFilter(
-            parent_task_run_id=FlowRunFilterParentTaskRunId(is_null_=True),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))),
-        )
+    for which, types in ((outermost, OPEN), (deployed, OPEN), (deployed, (StateType.CRASHED,))):
+        wanted = FlowRunFilter(**which, state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))))
         for run in client.read_flow_runs(flow_run_filter=wanted, limit=AT_ONCE, sort=FlowRunSort.START_TIME_DESC):
             found[run.id] = run
     return [run for run in found.values() if run.state is not None]

@@ -26,12 +26,13 @@ MAY = {
     "components/storage": {"components.schema", "components.storage", "pydantic"},
     "components/launch.py": {"components.schema", "components.slots", "components.cost", "components.storage"},
     "components/slots.py": {"components.schema"},
+    "dashboards": {"components.schema", "dashboards"},
     "flows": {"prefect", "components.schema", "components.launch", "components.slots", "components.cost", "components.storage", "components.registry", "components.evaluation.comparison", *(f"components.evaluation.{name}" for name in ("evidence", "gate", "power")), "flows"},
 }
 
 
 def files() -> list[Path]:
-    return [p for top in ("components", "flows") for p in sorted((ROOT / top).rglob("*.py"))]
+    return [p for top in ("components", "flows", "dashboards") for p in sorted((ROOT / top).rglob("*.py"))]
 
 
 def rule_for(path: Path) -> set[str] | None:
@@ -45,8 +46,8 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} if node.module in ("components", "flows") else {node.module}
-    return names - {"components", "flows"}
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} if node.module in ("components", "flows", "dashboards") else {node.module}
+    return names - {"components", "flows", "dashboards"}
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: p.relative_to(ROOT).as_posix())

@@ -34,7 +34,8 @@ def say(asked: Config, line: str, name: str) -> None:
     create_markdown_artifact(markdown=f"```sh\n{line}\n```", key="command", description="The same from a terminal: equal results, and what stands is reused")
     context = FlowRunContext.get()
     assert context and context.flow_run
-    context.flow_run.tags = sorted({*context.flow_run.tags, f"recipe:{name}"})  # here too: whoever adds a tag later starts from these
+    others = {tag for tag in context.flow_run.tags if not tag.startswith("recipe:")}  # a deployment brings the tag of the recipe that its form began with
+    context.flow_run.tags = sorted({*others, f"recipe:{name}"})  # here too: whoever adds a tag later starts from these
     with get_client(sync_client=True) as client:
         client.update_flow_run(context.flow_run.id, tags=context.flow_run.tags)
 

@@ -35,6 +35,8 @@ WORKER = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; the least that Prefect takes
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",  # beside 502 and 503; how long a run waits for its server: flows/outages.py
 }
+# Children whose libraries are optional: the module, and the extra that brings it.
+NEEDS = {"dashboard": ("streamlit", "dashboard"), "exporter": ("prometheus_client", "services")}
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,13 @@ def children(settings: Settings, environ: Mapping[str, str] = os.environ) -> tup
         rest.append(_module("exporter", after, address=(there := f"{settings.url('metrics')}/metrics"), health=there))
     if settings.ports["dashboard"]:
         rest.append(_dashboard(settings, after))
-    return tuple(servers) + tuple(child for child in rest if _is_there(child, settings))
+    absent = lacking()
+    return tuple(servers) + tuple(child for child in rest if child.name not in absent)
+
+
+def lacking() -> dict[str, str]:
+    """Children that cannot be started here, and what to install for them."""
+    return {name: f"pip install 'modelyard[{extra}]'" for name, (module, extra) in NEEDS.items() if find_spec(module) is None}
 
 
 def environment(settings: Settings, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -128,9 +136,3 @@ def _module(name: str, after: tuple[str, ...], address: str | None = None, healt
 
 def _python(module: str, *words: str) -> tuple[str, ...]:
     return (sys.executable, "-m", module, *words)
-
-
-def _is_there(child: Child, settings: Settings) -> bool:
-    if child.name == "dashboard":
-        return (settings.project / "dashboards" / "app.py").exists() and find_spec("streamlit") is not None
-    return child.name not in ("watching", "exporter") or find_spec(f"flows.{child.name}") is not None

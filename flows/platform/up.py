@@ -14,9 +14,10 @@ import psutil
 from components.schema.config import BadInput, Unavailable
 from flows.platform import ending
 from flows.platform import state as states
-from flows.platform.children import environment
+from flows.platform.children import environment, lacking
 from flows.platform.settings import PORTS, Settings
 from flows.platform.state import State, log_of
+from flows.server import check_answers
 
 READY_WITHIN_S = 240.0
 ENDED_WITHIN_S = 180.0
@@ -43,9 +44,13 @@ def run_in_foreground(settings: Settings, say: Say) -> int:
     process = subprocess.Popen([sys.executable, "-m", "flows.platform.supervisor"], cwd=settings.project, start_new_session=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
-    found = _wait(_appeared(process), say)
-    for line in register(settings, found):
-        say(f"  {line}")
+    try:
+        for line in register(settings, _wait(_appeared(process), say)):
+            say(f"  {line}")
+    except BaseException:
+        process.terminate()  # a container or service that is not what it should be ends, and is started again
+        process.wait()
+        raise
     return process.wait()
 
 
@@ -54,7 +59,12 @@ def ready_to_start(settings: Settings, say: Say) -> None:
     if sys.platform != "linux":
         raise BadInput(f"platform: it tells its processes apart by /proc, and {sys.platform} has none, so nothing was started. Run it on Linux or in its container (infra/)")
     clear_leftovers(say, keep_runs_of=settings.prefect_url)
+    if settings.prefect_given:
+        check_answers(settings.prefect_given)
     check_ports(settings)
+    for name, cure in lacking().items():
+        if settings.ports[{"exporter": "metrics"}.get(name, name)]:
+            say(f"NOT STARTED: {name}; its library is not installed. {cure}")
 
 
 def down(say: Say) -> bool:

@@ -145,12 +145,14 @@ def free_port() -> int:
 
 
 def micro(folder: Path, environment: dict[str, str]) -> Project:
-    """A clone of the project with a recipe that takes seconds: recipes/micro.yaml."""
+    """A clone of the project with recipes that take seconds: the whole line, recipes/micro.yaml, and one that ends with the chat model, recipes/short.yaml."""
     project = Project.copy_to(folder)
     project.environment |= environment
     recipe = Recipe.load(ROOT / "recipes/tiny.yaml", [*MICRO, "name=micro", "data.name=micro", "gate.model_name=modelyard-micro"])
-    (project.folder / "recipes/micro.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    project.commit("a recipe that takes seconds")
+    short = recipe.model_copy(update={"name": "short", "reward": None, "align": None, "evals": None})
+    for made in (recipe, short):
+        (project.folder / f"recipes/{made.name}.yaml").write_text(yaml.safe_dump(made.model_dump(mode="json"), sort_keys=False))
+    project.commit("recipes that take seconds")
     return project
 
 
@@ -169,7 +171,8 @@ def project(prefect: Prefect, tmp_path_factory: pytest.TempPathFactory) -> Proje
     made = micro(tmp_path_factory.mktemp("one") / "project", prefect.environment())
     prefect_command(made, "work-pool", "create", "modelyard", "--type", "process")
     prefect_command(made, "--no-prompt", "deploy", "--all")
-    made.run("deploy", "recipes/micro.yaml", "--threads", "1")
+    for name in ("micro", "short"):
+        made.run("deploy", f"recipes/{name}.yaml", "--threads", "1")
     prefect.worker(made, "one", "--limit", "1")
     return made
 

@@ -64,13 +64,12 @@ def plan(project: Project, line: str) -> dict[str, dict[str, str]]:
 
 
 def test_a_recipe_filled_in_and_submitted_runs_to_its_end_and_its_command_line_has_the_same_results(page: Any, prefect: Prefect, project: Project) -> None:
-    open_form(page, prefect, "train-and-release/micro")
+    open_form(page, prefect, "train-and-release/short")
     assert "Every random choice of every training stage follows from it." in page.inner_text("body")
     recipe = field(page, "recipe")
-    field(recipe, "Seed (Optional)").locator("input").first.fill("5")
-    sft = field(recipe, "Sft (Optional)")
-    field(sft, "Steps").locator("input").first.fill("6")
-    page.mouse.wheel(0, -100_000)
+    field(recipe, "Name").locator("input, textarea").first.fill("mine")
+    field(field(recipe, "Sft (Optional)"), "Steps").locator("input").first.fill("6")
+    field(recipe, "Name").scroll_into_view_if_needed()
     picture(page, "form-recipe")
     run = submit(page, prefect)
     state = prefect.ended(run)
@@ -78,10 +77,10 @@ def test_a_recipe_filled_in_and_submitted_runs_to_its_end_and_its_command_line_h
     page.goto(f"{prefect.url}/runs/flow-run/{run}", timeout=PAGE_MS)
     page.get_by_text("Completed").first.wait_for(timeout=PAGE_MS)
     picture(page, "run-completed")
-    assert "recipe:micro" in prefect.get(f"/flow_runs/{run}")["tags"]
-    assert "seed: 5" in prefect.artifact(run, "asked")
+    assert [tag for tag in prefect.get(f"/flow_runs/{run}")["tags"] if tag.startswith("recipe:")] == ["recipe:mine"]
+    assert "name: mine" in prefect.artifact(run, "asked")
     line = prefect.artifact(run, "command")
-    assert line == "modelyard run recipes/micro.yaml --set seed=5 --set sft.steps=6 --threads 1"
+    assert line == "modelyard run recipes/short.yaml --set name=mine --set sft.steps=6 --threads 1"
     found = plan(project, line)
     assert {name: row["action"] for name, row in found.items()} == dict.fromkeys(found, "reuse"), found
     made = {path.name for path in (project.folder / ".modelyard/stages").iterdir() if not path.name.startswith(("data-", "."))}

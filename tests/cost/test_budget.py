@@ -82,7 +82,7 @@ def test_what_does_not_train_ends_with_its_next_sign_of_progress(tmp_path: Path)
     (tmp_path / budget.TOLD).parent.mkdir(parents=True)
     (tmp_path / budget.TOLD).write_text("budget: spent")
     tell({"event": "note", "text": "a word about it"})
-    with pytest.raises(BudgetSpent, match="^budget: spent$"):
+    with pytest.raises(BudgetSpent, match=r"^budget: spent$"):
         tell({"event": "progress", "step": 2})
     assert len(heard) == 3
 

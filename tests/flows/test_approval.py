@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from prefect.states import Suspended
 from prefect.input import keyset_from_paused_state
+from prefect.states import Suspended
 from pydantic import ValidationError
 
 from components.schema.config import BadInput

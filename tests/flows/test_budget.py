@@ -13,7 +13,7 @@ from tests.flows.project import Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-SHORT = ("pretrain.steps=400", "pretrain.checkpoint_every_steps=150", "reward=null", "align=null", "evals=null")
+SHORT = ("sft.steps=400", "sft.checkpoint_every_steps=150", "reward=null", "align=null", "evals=null")
 PRICES = "{currency: EUR, source: 'a test: an hour of a core costs 3600', per_cpu_hour: 3600}"  # an EUR for each busy second
 
 
@@ -27,12 +27,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def unbroken(project: Project) -> dict[str, Any]:
-    """The line without a budget; its stages are put aside."""
+    """The line without a budget; its last stage is put aside."""
     whole = summary(project)
     stages = project.folder / ".modelyard/stages"
-    for name in ("pretrain", "sft"):
-        (folder,) = (path for path in stages.glob(f"{name}-*") if path.is_dir())
-        folder.rename(stages.parent / f"unbroken-{folder.name}")
+    (folder,) = (path for path in stages.glob("sft-*") if path.is_dir())
+    folder.rename(stages.parent / f"unbroken-{folder.name}")
     return whole
 
 
@@ -60,26 +59,27 @@ def states(project: Project) -> list[tuple[str, str]]:
 
 
 def test_a_run_stops_by_its_budget_and_goes_on_to_the_same_bits(project: Project, unbroken: dict[str, Any]) -> None:
-    whole = unbroken["cost"]["stages"]["pretrain"]["amount"]  # most of it is its start; the loop is at the end
-    stopped = project.run("run", *words("--budget", f"{spent_on_data(unbroken) + 0.8 * whole:.2f}"), code=2, timeout_s=900)
-    assert stopped.stderr.count("budget: tiny has cost") == 1 and "so pretrain was stopped" in stopped.stderr and "Traceback" not in stopped.stderr
-    assert set(states(project)) == {("tiny", "BudgetSpent"), ("pretrain tiny", "BudgetSpent")}
+    cost = {stage: row["amount"] for stage, row in unbroken["cost"]["stages"].items()}
+    enough = cost["data"] + cost["pretrain"] + 0.8 * cost["sft"]  # half of it is its start, then comes the loop
+    stopped = project.run("run", *words("--budget", f"{enough:.2f}"), code=2, timeout_s=900)
+    assert stopped.stderr.count("budget: tiny has cost") == 1 and "so sft was stopped" in stopped.stderr and "Traceback" not in stopped.stderr
+    assert set(states(project)) == {("tiny", "BudgetSpent"), ("finetune tiny", "BudgetSpent")}
     assert "What it cost" in stopped.stdout
-    step = checkpoint(unfinished(project, "pretrain"))
+    step = checkpoint(unfinished(project, "sft"))
     assert 0 < step < 400
 
     again = project.run("run", *words("--budget", "1"), code=2, timeout_s=900)
-    assert "so pretrain was not started" in again.stderr and checkpoint(unfinished(project, "pretrain")) == step
+    assert "so sft was not started" in again.stderr and checkpoint(unfinished(project, "sft")) == step
 
     plan = project.run("run", *words("--budget", "1", "--plan"), timeout_s=300).stdout
-    assert f"goes on after {step} of 400" in plan or "no earlier pretrain" in plan
+    assert "no earlier sft here whose cost was kept" in plan
     assert "Budget: 1.00 EUR, of which" in plan and "not enough for it" in plan
 
     resumed = summary(project, "--budget", "100000")
     for stage in ("pretrain", "sft"):
         assert resumed["stages"][stage]["hash"] == unbroken["stages"][stage]["hash"]
     bill = resumed["cost"]
-    assert bill["stages"]["pretrain"]["amount"] > whole, "the attempt that was stopped counts"
+    assert bill["stages"]["sft"]["amount"] > cost["sft"], "the attempt that was stopped counts"
     assert bill["total"]["amount"] == pytest.approx(sum(row["amount"] for row in bill["stages"].values()))
     assert bill["currency"] == "EUR" and bill["total"]["kwh"] == bill["total"]["kwh_estimated"] > 0
 
@@ -88,13 +88,9 @@ def test_a_run_stops_by_its_budget_and_goes_on_to_the_same_bits(project: Project
 
 
 def test_of_two_processes_both_stop_and_the_run_says_it_once(project: Project, unbroken: dict[str, Any]) -> None:
-    more = ("--set", "seed=7", "--on", "processes=2", "--on", "accelerator=cpu", "--budget", f"{1.6 * unbroken['cost']['stages']['pretrain']['amount']:.2f}")
-    more = (*more, "--set", "pretrain.steps=20000")
+    cost = {stage: row["amount"] for stage, row in unbroken["cost"]["stages"].items()}
+    more = ("--set", "sft.steps=20000", "--on", "processes=2", "--on", "accelerator=cpu", "--budget", f"{4 * cost['sft']:.2f}")
     done = project.run("run", *words(*more), code=2, timeout_s=900)
-    assert done.stderr.count("budget: tiny has cost") == 1 and "so pretrain was stopped" in done.stderr
+    assert done.stderr.count("budget: tiny has cost") == 1 and "so sft was stopped" in done.stderr
     assert states(project)[0][1] == "BudgetSpent"
-    assert any(0 < checkpoint(path) < 20000 for path in (project.folder / ".modelyard/stages").glob("pretrain-*.partial"))
-
-
-def spent_on_data(whole: dict[str, Any]) -> float:
-    return whole["cost"]["stages"]["data"]["amount"]
+    assert 0 < checkpoint(unfinished(project, "sft")) < 20000

@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.flows.project import Project
 
-PATIENCE_S = 420.0
+PATIENCE_S = 1000.0
 
 
 @dataclass

@@ -21,7 +21,7 @@ from tests.flows.project import MICRO, Project
 from tests.services.machines import Api, Machine, dvc, wait_for
 from tests.services.stack import ObjectStore, Postgres, free_port
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(3600)]
 
 STEPS = 1500
 LONG = f"sft={{steps: {STEPS}, batch_size: 4, learning_rate: 1e-3, warmup_steps: 2, heldout_chats: 8, checkpoint_every_steps: 20}}"

@@ -80,8 +80,9 @@ def _restore(repo: Any, name: str) -> bool:
     """Fetch a stage's missing output from the cache or the remote. Not finding it is no error: the stage then runs."""
     (stage,) = repo.stage.collect(name)
     wanted = [out for out in stage.outs if out.hash_info and not out.exists]
-    if not wanted:
-        return False
+    with repo.lock:
+        if not wanted or stage.changed(allow_missing=True):  # what was made from something else is not worth the way
+            return False
     for fetch in (repo.checkout, repo.pull):
         with contextlib.suppress(Exception):  # a remote can fail in as many ways as there are kinds of remote
             fetch(targets=[name])

@@ -4,7 +4,7 @@
 set -eu
 
 source=/usr/src/modelyard
-project=${MODELYARD_PROJECT:-/work/project}
+project=${MODELYARD_PROJECT:?names the folder of the clone}
 : "${PREFECT_API_URL:?names the Prefect server; this container starts none}"
 : "${MLFLOW_TRACKING_URI:?names the MLflow server; this container starts none}"
 
@@ -21,5 +21,5 @@ else
 fi
 
 cd "$project"
-export MODELYARD_PROJECT="$project" MODELYARD_HOME="${MODELYARD_HOME:-/work/home}" MODELYARD_SLOT_LOCKS="${MODELYARD_SLOT_LOCKS:-/work/locks}" PYTHONPATH="$project"
+export PYTHONPATH="$project"
 exec python -m flows.cli up --foreground
