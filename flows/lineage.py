@@ -157,12 +157,12 @@ def _line(start: tuple[int, int], end: tuple[int, int]) -> str:
     (x1, y1), (x2, y2) = (start[0] + WIDTH // 2, start[1] + HEIGHT), (end[0] + WIDTH // 2, end[1])
     straight = y2 - DOWN  # down its own lane, then across to the reader
     way = f"M{x1} {y1} L{x1} {straight} C{x1} {y2} {x2} {straight} {x2} {y2}"
-    return f'<path d="{way}" fill="none" stroke="#8a94a3" stroke-opacity=".7"/>'
+    return f'<path d="{way}" fill="none" stroke="#6f7b8c" stroke-opacity=".8"/>'
 
 
 def _box(node: Node, x: int, y: int) -> str:
     parts = [part for part in _told(node).split("  ") if part]
-    second = _cut(" ".join(parts[: 1 if node.kind == "stage" else 2]), 29)
+    second = _cut(" ".join(parts[: 1 if node.kind == "stage" else 2]), 25)
     tip = escape("\n".join(f"{name}: {_plain(value)}" for name, value in node.facts.items() if value not in (None, "", {}, [])))
     return (
         f'<g><title>{tip}</title><rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="{COLOURS[node.kind]}" stroke="#5b6675"/>'

@@ -187,7 +187,7 @@ def _send_new(name: str, send: Callable[[Message], None]) -> None:
         Variable.set(variable, cursor)
     since = max(_time(cursor["began"]), _time(cursor["at"]) - LOOK_BACK, datetime.now(UTC) - OLDEST)
     for event in _events(since):
-        short = event["id"][:8]
+        short = event["id"][-8:]  # ids begin with the time: events of one minute begin alike
         if short in cursor["sent"]:
             continue
         try:

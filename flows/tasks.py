@@ -52,7 +52,8 @@ def _may_mend_itself(task: Any, run: TaskRun, state: State) -> bool:
         return False
     if again:
         delay = DELAYS_S[min(run.run_count, len(DELAYS_S)) - 1]
-        text = f"{str(problem).splitlines()[0]} Trying again in {delay} s ({run.run_count} of {DEATHS if isinstance(problem, StageDied) else len(DELAYS_S)})"
+        said = str(problem).splitlines()[0].removesuffix(" Its last lines:").rstrip(".")
+        text = f"{said}. Trying again in {delay} s ({run.run_count} of {DEATHS if isinstance(problem, StageDied) else len(DELAYS_S)})"
         get_run_logger().warning(text)
         (watcher.get() or (lambda event: None))({"event": "note", "stage": run.name, "text": text})
     return again

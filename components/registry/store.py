@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "modelyard"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow's pages open as for applications: traces and prompts, no training runs
 # Told before mlflow is imported. A store that is away must cost a call seconds, not minutes; whoever set these keeps them.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -100,9 +101,11 @@ def _experiment_id(uri: str) -> str:
         if found := store.get_experiment_by_name(EXPERIMENT):
             if found.lifecycle_stage == "deleted":
                 store.restore_experiment(found.experiment_id)
+            if not KIND.keys() & found.tags.keys():
+                store.set_experiment_tag(found.experiment_id, *next(iter(KIND.items())))
             return found.experiment_id
         try:
-            return store.create_experiment(EXPERIMENT, artifact_location=str(home() / "mlflow" / "artifacts") if is_embedded() else None)
+            return store.create_experiment(EXPERIMENT, artifact_location=str(home() / "mlflow" / "artifacts") if is_embedded() else None, tags=KIND)
         except MlflowException:  # another process, on a server, was faster
             if found := store.get_experiment_by_name(EXPERIMENT):
                 return found.experiment_id

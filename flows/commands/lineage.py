@@ -74,13 +74,16 @@ def reproduce(
         from components.registry.reproduction import Request
 
         root()
-        from flows.reproduce import reproduced_here
+        from flows.server import prefect_server
 
         if code not in ("recorded", "here"):
             raise BadInput(f"reproduce: --code {code!r} is neither `recorded` nor `here`, so nothing was started. Leave it out for the recorded code")
         where = str(keep.absolute()) if keep else None
         asked = Request(model=model, scores=scores, remake_data=remake_data, fresh_environment=fresh_environment, code=code, seed=seed, threads=threads, keep=where)
-        report = reproduced_here(asked, make_console())
+        with prefect_server():
+            from flows.reproduce import told_here
+
+            report = told_here(asked, make_console())
         if as_json:
             print(json.dumps(report.model_dump(mode="json")))
         raise typer.Exit(0 if report.identical else 1)

@@ -73,6 +73,13 @@ def end(processes: Iterable[Process], grace_s: float) -> list[Process]:
     return waiting
 
 
+def kill_group(group: int) -> None:
+    """What is left of a group whose first process is gone and reaped; by mark, since its number may be another's by now."""
+    for process in marked():
+        if _group(process) == group:
+            process.tell(SIGKILL)
+
+
 def _group(process: Process) -> int:
     with contextlib.suppress(ProcessLookupError):
         return os.getpgid(process.pid)

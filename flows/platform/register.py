@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from components.schema.config import BadInput
+from components.schema.config import BadInput, Unavailable
 from flows.platform.worker import POOL
 
 # Modules with `register(client)`, a coroutine function, in the order in which they are told.
 TELLING = ("flows.slots", "flows.notifications", "flows.automations")
-DEPLOYED_WITHIN_S = 180
+DEPLOYED_WITHIN_S = 400
 
 
 async def register(project: Path) -> list[str]:
@@ -51,7 +51,10 @@ async def _pool(client: Any) -> str:
 def _deploy(project: Path) -> str:
     """prefect.yaml's deployments, by Prefect's own command."""
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=DEPLOYED_WITHIN_S, stdin=subprocess.DEVNULL)
+    try:
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=DEPLOYED_WITHIN_S, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"deployments: Prefect did not take prefect.yaml within {DEPLOYED_WITHIN_S} s, so its forms may be old. Run `modelyard up` again when the machine is less busy") from None
     if done.returncode:
         last = "\n".join(f"  | {line}" for line in (done.stdout + done.stderr).strip().splitlines()[-20:])
         raise BadInput(f"deployments: Prefect did not take prefect.yaml, so its forms may be old. Mend it and run `modelyard up` again. What it said:\n{last}")

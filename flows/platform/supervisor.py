@@ -96,16 +96,18 @@ class Running:
             self.process.wait(grace_s)
         self.tell(signal.SIGKILL)
         self.process.wait()
+        ending.kill_group(self.process.pid)
 
     def tell(self, number: signal.Signals) -> None:
-        """To its whole group: no other group gets its number while one of it lives."""
-        if self.process is not None:
+        """To its whole group, while it has not been reaped: until then its number is nobody else's."""
+        if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, number)
 
     def _ended(self, how: str) -> None:
+        assert self.process is not None
         lived = time.monotonic() - self.began
-        self.tell(signal.SIGKILL)  # what it left of its group would hold the port
+        ending.kill_group(self.process.pid)  # what it left would hold the port
         self.failures = 0 if lived > STEADY_S else self.failures + 1
         pause = PAUSES_S[min(self.failures, len(PAUSES_S)) - 1] if self.failures else 0.0
         self.due = time.monotonic() + pause

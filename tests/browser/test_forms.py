@@ -76,7 +76,6 @@ def test_a_recipe_filled_in_and_submitted_runs_to_its_end_and_its_command_line_h
     assert state["type"] == "COMPLETED", state["message"]
     page.goto(f"{prefect.url}/runs/flow-run/{run}", timeout=PAGE_MS)
     page.get_by_text("Completed").first.wait_for(timeout=PAGE_MS)
-    picture(page, "run-completed")
     assert [tag for tag in prefect.get(f"/flow_runs/{run}")["tags"] if tag.startswith("recipe:")] == ["recipe:mine"]
     assert "name: mine" in prefect.artifact(run, "asked")
     line = prefect.artifact(run, "command")
@@ -85,9 +84,13 @@ def test_a_recipe_filled_in_and_submitted_runs_to_its_end_and_its_command_line_h
     assert {name: row["action"] for name, row in found.items()} == dict.fromkeys(found, "reuse"), found
     made = {path.name for path in (project.folder / ".modelyard/stages").iterdir() if not path.name.startswith(("data-", "."))}
     assert {Path(row["folder"]).name for row in found.values() if "folder" in row} <= made
-    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("Artifacts", exact=True).last.click()
     page.get_by_text("The same from a terminal").first.wait_for(timeout=PAGE_MS)
-    picture(page, "run-artifacts")
+    picture(page, "run-completed")
+    kept = prefect.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}, "key": {"any_": ["command"]}}})[0]["id"]
+    page.goto(f"{prefect.url}/artifacts/artifact/{kept}", timeout=PAGE_MS)
+    page.get_by_text("--set sft.steps=6").first.wait_for(timeout=PAGE_MS)
+    picture(page, "run-command")
 
 
 def test_a_wrong_value_is_refused_with_its_reason_and_nothing_is_started(page: Any, prefect: Prefect, project: Project) -> None:
