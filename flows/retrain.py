@@ -56,11 +56,10 @@ def retrain(
     asked = Recipe.load(Path(recipe))
     with one_at_a_time(f"retrain-{asked.name}"):
         look_anew(asked)
-        if found := released(asked, resources):
-            if unchanged == "skip":
-                return skipped(found)
-            if unchanged == "new_seed":
-                asked = asked.model_copy(update={"seed": another_seed(asked.seed)})
+        if unchanged == "skip" and (found := released(asked, resources)):
+            return skipped(found)
+        if unchanged == "new_seed" and made_already(asked, resources):
+            asked = asked.model_copy(update={"seed": another_seed(asked.seed)})
         record = train_and_release(asked, resources)
     return approval.settled(record)
 
@@ -93,6 +92,19 @@ def released(recipe: Recipe, resources: Resources) -> str | None:
     if waiting := approval.waiting_runs(uri):
         return f"data and code are unchanged since {uri}, about which a person is asked already (run {waiting[0].name}, {waiting[0].id})"
     return None  # killed between the gate and the question: the line is reused up to there, and the question is asked
+
+
+def made_already(recipe: Recipe, resources: Resources) -> bool:
+    """Whether the line would end in a model that stands: registered under the recipe's name, or here. How it is measured and judged does not matter."""
+    from components.launch import verdict
+
+    dataset = data_plan(recipe, resources)[1]
+    if dataset is None:
+        return False
+    line = line_of(recipe, dataset, Run(recipe_name=recipe.name, recipe_hash=recipe_hash(recipe), seed=recipe.seed, resources=resources))
+    model = line["release"].inputs["model"].identity if "release" in line else list(line.values())[-1].identity
+    job = next(job for job in line.values() if job.identity == model)
+    return verdict(job).action == "reuse" or models.has(recipe.gate.model_name, model)
 
 
 def another_seed(seed: int) -> int:

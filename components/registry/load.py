@@ -47,6 +47,10 @@ class SystemLoad:
 
     def _run(self) -> None:
         monitors = _monitors()
+        for monitor in monitors:  # shares of time are since the last look, and there is none before this
+            with suppress(Exception):
+                monitor.collect_metrics()
+                monitor.clear_metrics()
         while not self._stop.wait(self.every_s):
             seen: dict[str, float] = {}
             for monitor in monitors:

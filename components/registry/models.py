@@ -54,6 +54,7 @@ def release(
         tags[EVIDENCE] = run_id
     version = register(name, checkpoint, run_id, tags, inputs)
     _log_scores(name, version, run_id, scores)
+    client().update_model_version(name, version, _described(name, version, tags, scores))
     set_alias(name, CHALLENGER, version)
     if action == "promote":
         _crown(name, version, "gate", "the gate", tags.get("modelyard.reason", ""))
@@ -236,6 +237,11 @@ def released(identity: str) -> tuple[str, dict[str, str]] | None:
     return (f"models:/{found.name}/{found.version}", dict(found.tags)) if found else None
 
 
+def has(name: str, identity: str) -> bool:
+    """Whether a version of `name` is the model of this identity."""
+    return _version_with(name, identity) is not None
+
+
 def version_called(uri: str) -> ModelVersion:
     """The version that `models:/name@alias` or `models:/name/3` names. Errors: BadInput, naming what there is."""
     parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
@@ -273,6 +279,14 @@ def _log_scores(name: str, version: str, run_id: str, scores: Mapping[str, Any])
     if found and found.model_id and values:
         now = client().get_run(run_id).info.start_time
         client().log_batch(run_id, metrics=[Metric(f"score/{suite}", float(value), now, 0, model_id=found.model_id) for suite, value in values.items()])
+
+
+def _described(name: str, version: str, tags: Mapping[str, str], scores: Mapping[str, Any]) -> str:
+    """What a person reads first on the version's page."""
+    rows = [f"| {suite} | {score['score']:.4f} | {score.get('stderr') or 0:.4f} |" for suite, score in scores.items() if isinstance(score.get("score"), int | float)]
+    table = "\n".join(["| suite | score | standard error |", "| --- | --- | --- |", *rows[:20]]) if rows else ""
+    commands = "\n".join(f"    modelyard {word} models:/{name}/{version}" for word in ("lineage", "reproduce", "chat"))
+    return f"{tags.get('modelyard.reason', '')}\n\n{table}\n\n{commands}\n"
 
 
 def _make_registered_model(name: str) -> None:

@@ -30,6 +30,7 @@ from components.schema.jobs import folder_artifact
 from components.schema.records import Artifact, Record, digest, file_md5, home
 
 OWN = ("MODELYARD_", "PREFECT_", "MLFLOW_")  # variables of this project's services, which a reproduction must not touch
+MARK = "reproduction"  # an empty file in a folder that we made and may delete
 PARTS = {"tokens", "mix", "tokenizer", "chats", "preferences", "benchmarks", "overlap"}
 
 
@@ -134,6 +135,7 @@ def prepared(plan: Plan, folder: Path) -> Place:
     if folder.exists() and any(folder.iterdir()):
         raise BadInput(f"reproduce: {folder} holds something that is no reproduction, so it was not touched. Name an empty folder with --keep")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
     _check_out(folder / "code", commit, patch, plan.uri)
     for name, text in plan.made.get("pins", {}).items():
         (place.code / name).write_text(text, encoding="utf-8")
@@ -147,7 +149,7 @@ def prepared(plan: Plan, folder: Path) -> Place:
 
 def remove(folder: Path) -> None:
     """Take a reproduction away: the worktree from Git's list, then the files. Anything else is left alone."""
-    if (folder / "code").exists() and (folder / "home").exists() or (folder / "place.json").exists() or (folder / "code" / ".git").is_file():
+    if (folder / MARK).is_file():
         git(Path.cwd(), "worktree", "remove", "--force", "--force", str(folder / "code"))
         shutil.rmtree(folder, ignore_errors=True)
     git(Path.cwd(), "worktree", "prune")

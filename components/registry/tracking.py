@@ -221,7 +221,10 @@ def _log_params(run_id: str, params: Mapping[str, Any]) -> None:
 
 
 def _flatten_params(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """By dotted name; what is empty is left out, or it would fill the pages that compare runs."""
     for key, value in params.items():
+        if value is None:
+            continue
         if isinstance(value, Mapping) and value:
             yield from _flatten_params(value, f"{prefix}{key}.")
         else:

@@ -25,6 +25,7 @@ PREFECT_SERVER = {
     # In files: a restart of the server neither frees a slot that is taken nor keeps one that is free.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_UI_API_URL": "/api",  # whatever name the page was opened by
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # seconds; SQLite on a busy machine is locked for longer than the 10 that Prefect waits
 }
 MLFLOW_SERVER = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # else eight more processes
 # Workers hand this on to the flow runs that they start.

@@ -70,7 +70,8 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon,
 
 def test_what_ran_is_counted_by_how_it_ended(platform: tuple[Daemon, int, int]) -> None:
     _, metrics, _ = platform
-    lines = wait_for("three endings", lambda: (text := scraped(metrics)) if 'deployment="badly (none)",state="Failed"} 1.0' in text else None).splitlines()
+    wait_for("three endings", lambda: 'modelyard_flow_runs_ended_total{deployment="badly (none)",state="Failed"} 1.0' in scraped(metrics))
+    lines = scraped(metrics).splitlines()
     assert 'modelyard_flow_runs_ended_total{deployment="well (none)",state="Completed"} 2.0' in lines
     assert 'modelyard_flow_run_seconds_count{deployment="well (none)"} 2.0' in lines
     assert 'modelyard_last_run_ok{deployment="badly (none)"} 0.0' in lines

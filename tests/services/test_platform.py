@@ -125,7 +125,7 @@ def test_what_is_killed_comes_back_and_down_leaves_nothing(yard: Yard) -> None:
         os.kill(pid, signal.SIGKILL)
     time.sleep(1.5)
     assert yard.project.run("status", code=1).stdout.count("BAD") > 1
-    until(lambda: yard.status()["healthy"], "everything is back", 200)
+    until(lambda: yard.status()["healthy"], "everything is back", 400)
     assert not {child: pid for child, pid in before.items() if yard.pid(child) == pid}
 
     again = yard.told("up")

@@ -52,12 +52,12 @@ class Shared:
         if not mark.exists() and self._try("this data stays on this machine for now", lambda: self._push(names)):
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
-            if not self.fetched.issuperset(names):
-                self.emit({"event": "note", "text": f"data copied to {storage.address()}"})
 
     def _push(self, names: list[str]) -> None:
-        self.repo.push(targets=names)
+        copied = self.repo.push(targets=names)
         self.repo.stage_cache.transfer(self.repo.cache.legacy, self._remote(), force=False)
+        if copied:
+            self.emit({"event": "note", "text": f"data copied to {storage.address()} ({copied} files)"})
 
     def _remote(self) -> Any:
         return self.repo.cloud.get_remote_odb("store", "push", hash_name=HASH)
