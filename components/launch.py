@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ KINDS = {"unavailable": Unavailable, "budget spent": BudgetSpent}  # of a stage'
 Listener = Callable[[dict[str, Any]], None]
 
 _running: set[subprocess.Popen[str]] = set()
+_asked: set[int] = set()  # pids of stages that know that they are to end; a second SIGTERM would cut their last words off
 _leaving = threading.Event()
 
 
@@ -146,6 +147,7 @@ def call(stage: str, job: dict[str, Any], listen: Listener = lambda event: None,
         finally:
             end(process)
             _running.discard(process)
+            _asked.discard(process.pid)
 
 
 @contextmanager
@@ -154,6 +156,13 @@ def _slots(stage: str, job: dict[str, Any], listen: Listener) -> Iterator[slots.
     wanted = slots.need(stage, Resources.model_validate(job.get("run", {}).get("resources", {})))
     with slots.held(wanted, lambda text: listen({"event": "note", "stage": stage, "text": text, "waiting": True})) as taken:
         yield taken
+
+
+def ask_to_end() -> None:
+    """Have every stage that this process started write its checkpoint and end, and start none any more; returns at once."""
+    _leaving.set()
+    for process in list(_running):
+        _ask(process)
 
 
 def leave(grace_s: float = 8.0) -> None:
@@ -211,11 +220,22 @@ def _follow(stage: str, process: subprocess.Popen[str], listen: Listener) -> dic
 
 def end(process: subprocess.Popen[str], grace_s: float = 8.0) -> None:
     """End a stage's whole process group: politely, then surely."""
-    for signal_number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+    for tell, wait_s in ((_ask, grace_s), (_kill, 5.0)):
         if process.poll() is not None:
             return
-        try:
-            os.killpg(process.pid, signal_number)
+        tell(process)
+        with suppress(subprocess.TimeoutExpired):
             process.wait(wait_s)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
+
+
+def _ask(process: subprocess.Popen[str]) -> None:
+    """Once."""
+    if process.pid not in _asked and process.poll() is None:
+        _asked.add(process.pid)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

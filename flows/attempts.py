@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components import slots
-from components.launch import leave
+from components.launch import ask_to_end, leave
 
 TOKEN, HOST, BEAT = "modelyard.attempt", "modelyard.host", "modelyard.beat"  # labels of a flow run
-LOOK_EVERY_S = 3.0
+LOOK_EVERY_S = 2.0
 BEAT_EVERY_S = 20.0
 OVER_FOR_S = 8.0  # so long the server must say that the run is over before this try believes it: it may be its own last word
 YIELD_S = 30.0  # an older try on this host has so long to write its checkpoint
-GRACE_S = 8.0
+GRACE_S = 6.0  # for a stage's last checkpoint, once it was asked
 KEPT_S = 3 * 86_400
 
 logger = logging.getLogger("modelyard.attempts")
@@ -102,6 +102,8 @@ class Attempt:
         if self._over is None or self._over[0] != str(state.id):
             self._over = (str(state.id), time.monotonic())
         lasted = time.monotonic() - self._over[1]
+        if state.is_cancelling():
+            ask_to_end()  # whoever ends this process, its stages begin with their checkpoints now
         if state.is_cancelling() and lasted >= self._wait_for_worker():
             self._cancel(client)
         elif not state.is_cancelling() and lasted > OVER_FOR_S:
@@ -113,7 +115,7 @@ class Attempt:
 
         if "PREFECT__FLOW_RUN_ID" not in os.environ or os.getppid() != self.parent:
             return 0.0  # there is none
-        return OVER_FOR_S * 3 if get_intent() else LOOK_EVERY_S - 1.0
+        return OVER_FOR_S * 3 if get_intent() else LOOK_EVERY_S - 0.5
 
     def _go(self, why: str) -> None:
         """Stop working, say nothing to the server: the run is not ours to speak of."""
