@@ -59,6 +59,7 @@ RESUMED_WITHIN = timedelta(days=7)  # a crash that is older was left alone by pe
 OTHERS_FIRST_S = 20.0
 BLIND_S = 20.0  # looks that took so long, or lay so far apart: the server was away
 CLAIM = "modelyard.claim"  # label of a flow run
+CLAIMED_S = 60.0  # a claim that nothing came of within this time is anybody's
 OPEN = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
 AT_ONCE = 200
 
@@ -77,6 +78,8 @@ class Watchdog:
         """By run: its token and number, and since when they are these."""
         self.since: dict[tuple[str, str, bool], float] = {}
         """By (run, state, whether its process lives): since when."""
+        self.claims: dict[str, float] = {}
+        """Others' claims, and since when we have seen them."""
         self.looked = self.tidied = -1e9
         self._lock: int | None = None
 
@@ -149,8 +152,11 @@ class Watchdog:
             return True
         if lasted_s < OTHERS_FIRST_S:
             return False
-        if labels.get(CLAIM) == f"{self.host} {run.state_id}":
+        standing = str(labels.get(CLAIM, ""))
+        if standing == f"{self.host} {run.state_id}":
             return True
+        if standing.endswith(f" {run.state_id}") and time.monotonic() - self.claims.setdefault(standing, time.monotonic()) < CLAIMED_S:
+            return False  # another watchdog's, which has its time: two that take it from each other would go on for ever
         client.update_flow_run_labels(run.id, {CLAIM: f"{self.host} {run.state_id}"})  # of two claims the later one stands, and is seen at the next look
         return False
 

@@ -150,6 +150,8 @@ class Watch(Callback):
         self.curve, self.samples = Lines(work / "curve.jsonl"), Lines(work / "samples.jsonl")
         self.divergence = Divergence(forgiving)
         self.done, self.last_loss = 0, math.nan
+        self.tokens = 0.0
+        """Read since the first step, by all processes and starts: an axis on which runs of other batches can be compared."""
         self.best, self.best_step = math.inf, 0
         self.ending = False
         """Whether SIGTERM asked to end after this step."""
@@ -173,11 +175,12 @@ class Watch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done, "curve": self.curve.size, "samples": self.samples.size, "last_loss": self.last_loss,
-                "divergence": self.divergence.state(), "best": self.best, "best_step": self.best_step}  # fmt: skip
+                "divergence": self.divergence.state(), "best": self.best, "best_step": self.best_step, "tokens": self.tokens}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.done, self.last_loss, self.best, self.best_step = state["done"], state["last_loss"], state["best"], state["best_step"]
         self.curve.size, self.samples.size = state["curve"], state["samples"]
+        self.tokens = state.get("tokens", 0.0)  # checkpoints of earlier versions do not know
         self.divergence.load(state["divergence"])
 
     # ------------------------------------------------------------ Lightning's hooks
@@ -253,7 +256,9 @@ class Watch(Callback):
     def _count(self, shown: dict[str, float]) -> None:
         self.clock.read()
         shown.pop("weight", None)
-        self.speed.tokens += shown.pop("tokens")
+        tokens = shown.pop("tokens")
+        self.tokens += tokens
+        self.speed.tokens += tokens
         before, self.speed.seconds = self.speed.seconds, time.monotonic() - self._began
         if len(self.speed.first_steps) < FIRST_STEPS:
             self.speed.first_steps.append(self.speed.seconds - before)
@@ -281,7 +286,7 @@ class Watch(Callback):
             now = time.monotonic()
             speed = (self.speed.tokens - self._logged_tokens) / max(now - self._logged, 1e-9)
             self._logged, self._logged_tokens = now, self.speed.tokens
-            numbers = {"loss": self.last_loss, "tokens_per_s": speed, **{f"time/{name}": share for name, share in self.clock.shares().items()}}
+            numbers = {"loss": self.last_loss, "tokens": self.tokens, "tokens_per_s": speed, **{f"time/{name}": share for name, share in self.clock.shares().items()}}
             if (share := self.share_of_peak(module, speed)) is not None:
                 numbers["share_of_peak"] = share
             module.log_dict(numbers)

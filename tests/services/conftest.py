@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.browser.conftest import page  # noqa: F401  a fixture
 from tests.services import stack
 
 

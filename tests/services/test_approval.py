@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -100,11 +103,35 @@ def test_the_question_stands_in_the_form_and_as_an_artifact(rig: Rig, asks: str)
     assert champion(rig, "two") == "-"
 
 
-def test_the_command_settles_and_the_watch_closes_the_run(rig: Rig, asks: str) -> None:
-    run_id = begin(rig, asks, name="three", identity="c")
+def test_the_command_settles_and_resumes_the_run_or_the_watch_does(rig: Rig, asks: str) -> None:
+    told, untold = (begin(rig, asks, name=name, identity=name) for name in ("three", "three-b"))
+    for run_id in (told, untold):
+        until(rig, run_id, "Suspended")
+    command = [sys.executable, "-m", "flows.cli", "approve", "models:/three/1", "--why", "good"]
+    done = subprocess.run(command, cwd=rig.project.folder, env=rig.env(), capture_output=True, text=True, timeout=200)
+    assert "1 run that waited for this goes on" in done.stdout, done.stdout + done.stderr
+    rig.project.run("reject", "models:/three-b/1", "--why", "not yet")  # without an address of the server: it knows the registry alone
+    assert "(good)" in until(rig, told, "Approved")["state"]["message"]
+    assert "not yet" in until(rig, untold, "Rejected")["state"]["message"]
+
+
+def test_a_person_answers_in_the_browser(rig: Rig, asks: str, page: Any) -> None:
+    run_id = begin(rig, asks, name="six", identity="g")
     until(rig, run_id, "Suspended")
-    rig.project.run("reject", "models:/three/1", "--why", "not yet")  # without an address of the server: it knows the registry alone
-    assert "not yet" in until(rig, run_id, "Rejected")["state"]["message"]
+    page.goto(f"{rig.url.removesuffix('/api')}/runs/flow-run/{run_id}", timeout=90_000)
+    page.get_by_role("button", name="Resume").first.click(timeout=90_000)
+    page.get_by_text("Your name; kept with the version.").wait_for(timeout=90_000)
+    assert "too few items to tell" in page.inner_text("body")
+    page.locator(".schema-form-property-string .p-select-button__control").first.click()
+    page.wait_for_timeout(800)
+    for key in ("ArrowDown", "Enter"):  # the list's options are beside the dialog, where a click closes it
+        page.keyboard.press(key)
+    page.locator("textarea").nth(0).fill("Bea")
+    page.locator("textarea").nth(1).fill("read the samples")
+    if folder := os.environ.get("MODELYARD_PICTURES"):
+        page.screenshot(path=f"{folder}/approval-form.png")
+    page.get_by_role("button", name="Submit").click()
+    assert until(rig, run_id, "Approved")["state"]["message"] == "models:/six/1 is the champion: approved by Bea (read the samples)"
 
 
 def test_an_answer_about_another_champion_is_asked_anew_with_the_reason(rig: Rig, asks: str) -> None:

@@ -121,6 +121,21 @@ def test_the_logger_hears_speed_and_where_the_time_goes(tmp_path):
         assert {"time/data", "time/forward", "time/backward", "time/optimizer", "time/rest"} <= told.keys()
 
 
+def test_tokens_are_counted_over_a_resume_so_that_curves_can_be_drawn_against_them(tmp_path):
+    def fails_at_6(step):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    first, second = Remembering(), Remembering()
+    with pytest.raises(SystemExit):
+        train(tmp_path, {}, {}, log_every=1, looks=Looks(validate=lambda step: fails_at_6(step) or {}, validate_every=2),
+              context=Context(seed=1, loggers=[first], resources=Resources(accelerator="cpu")))  # fmt: skip
+    train(tmp_path, {}, {}, log_every=1, looks=Looks(validate=lambda step: {}, validate_every=2), context=Context(seed=1, loggers=[second], resources=Resources(accelerator="cpu")))
+    told = {step: numbers["tokens"] for step, numbers in (*first.told, *second.told)}
+    read = [int(batch(step, 3 if step < 4 else 7)["counts"][:, 1:].sum()) for step in range(8)]
+    assert told == {step: sum(read[: step + 1]) for step in range(8)}
+
+
 def test_a_course_tells_how_the_time_was_spent(tmp_path):
     course, _ = train(tmp_path, {}, {})
     told = course.execution()
