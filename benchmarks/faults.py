@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.results import machine
 from tests.services import stack
-from tests.services.loaded import ENDED, Line, Loaded, after, kill
+from tests.services.loaded import Line, Loaded, kill
 from tests.services.machines import wait_for
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "FAULTS.md"

@@ -31,6 +31,9 @@ from components.schema.recipe import Resources
 WITHOUT = ("plan-data", "pin-data", "look-at-data", "release")  # seconds of work; a release must not queue behind somebody's training
 POLL_S = 0.5
 
+asked_at: float | None = None
+"""When the run was asked for that this process works on, in seconds since 1970: its place in every line here. None = it stands behind whoever is there."""
+
 
 class Need(NamedTuple):
     """How many slots of which kind."""
@@ -122,7 +125,7 @@ def cpu_slots() -> int:
 
 def free(kind: str) -> int:
     """How many slots of a kind nobody holds now."""
-    return sum(_is_free(_path(kind, name)) for name in names(kind))
+    return sum(is_free(_path(kind, name)) for name in names(kind))
 
 
 def holders() -> list[dict[str, Any]]:
@@ -132,7 +135,7 @@ def holders() -> list[dict[str, Any]]:
         for name in names(kind):
             path = _path(kind, name)
             who: dict[str, Any] = {}
-            if not _is_free(path):
+            if not is_free(path):
                 with suppress(OSError, ValueError):
                     who = json.loads(path.read_text(encoding="utf-8"))
                 who = who or {"pid": None}
@@ -144,7 +147,11 @@ def folder() -> Path:
     """Where the locks are: one place for the whole host, writable for every account."""
     given = os.environ.get("MODELYARD_SLOT_LOCKS")
     shared = Path("/run/lock") if os.access("/run/lock", os.W_OK) else Path(tempfile.gettempdir())
-    path = Path(given) if given else shared / "modelyard"
+    return _shared(Path(given) if given else shared / "modelyard")
+
+
+def _shared(path: Path) -> Path:
+    """A folder in which every account may make files, each its own."""
     if not path.is_dir():
         path.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):
@@ -186,6 +193,39 @@ def try_lock(file: int) -> bool:
     return True
 
 
+@contextmanager
+def turn(name: str, wait: Callable[[], None] = lambda: time.sleep(POLL_S)) -> Iterator[None]:
+    """Be first in one of this host's lines, for as long as it takes; `wait` is called until then. Whoever was asked for earlier goes first; the dead stand in no line."""
+    line = _shared(folder() / f"{name}.line")
+    ticket = line / f"{round((asked_at or time.time()) * 1e6):017d}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    arriving = line / f".{ticket.name}"
+    file = open_lock(arriving)
+    try:
+        try_lock(file)
+        arriving.rename(ticket)  # nobody sees it unlocked
+        while _is_behind(ticket):
+            wait()
+        yield
+    finally:
+        for path in (arriving, ticket):
+            path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _is_behind(ticket: Path) -> bool:
+    """Whether a living process stands before this one; the tickets of dead ones go."""
+    for other in sorted(ticket.parent.iterdir()):
+        if other.name >= ticket.name:
+            return False
+        if other.name.startswith("."):
+            continue
+        if not is_free(other):
+            return True
+        with suppress(OSError):
+            other.unlink()
+    return False
+
+
 def _take(wanted: Need, waiting: Callable[[str], None]) -> dict[str, int]:
     """Lock so many slots. One waiter at a time collects, so that two who want several never hold what the other lacks."""
     told = False
@@ -199,18 +239,14 @@ def _take(wanted: Need, waiting: Callable[[str], None]) -> dict[str, int]:
         time.sleep(POLL_S)
 
     taken: dict[str, int] = {}
-    queue = open_lock(folder() / f"{wanted.kind}.queue")
     try:
-        while not try_lock(queue):
-            wait()
-        while not _collect(wanted, taken):
-            wait()
+        with turn(wanted.kind, wait):
+            while not _collect(wanted, taken):
+                wait()
     except BaseException:
         for file in taken.values():
             os.close(file)
         raise
-    finally:
-        os.close(queue)
     return taken
 
 
@@ -226,10 +262,12 @@ def _collect(wanted: Need, taken: dict[str, int]) -> bool:
     return len(taken) == wanted.count
 
 
-def _is_free(path: Path) -> bool:
-    if not path.exists():
+def is_free(path: Path) -> bool:
+    """Whether nobody holds the lock on a file, or there is no such file."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
         return True
-    file = open_lock(path)
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def _data(job: Job) -> None:
     config = DataConfig.model_validate(job.config["data"])
     _check_disk(job)
     account = home() / "cost" / f"data-{job.identity[:16]}"  # where the data will stand is not known yet
-    with budget.Bill(job, account) as bill, _tracked(job) as tracked:
+    with _data_alone(), budget.Bill(job, account) as bill, _tracked(job) as tracked:
         began = time.time()
         dataset, ran = versions.reproduce(config, budget.ending(account, say))
         job = job.model_copy(update={"config": {"parts": {name: getattr(dataset, name).identity for name in versions.PARTS}}})
@@ -431,14 +431,22 @@ def _check_disk(job: Job) -> None:
         )
 
 
+def _data_alone() -> AbstractContextManager[None]:
+    """One process at a time makes data in a project: DVC refuses a second one, and params.yaml is one file."""
+    if not Path(".dvc").is_dir():
+        return nullcontext()  # which is said when DVC looks
+    Path(".dvc/tmp").mkdir(exist_ok=True)
+    return _alone(Path(".dvc/tmp/modelyard-data"), "another run is making data in this project; waiting for it")
+
+
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path, waiting: str = "another run is making this very result; waiting for it") -> Iterator[None]:
     """Two runs of the same stage wait for each other; the lock goes with the process that held it."""
     with folder.with_name(folder.name + ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say({"event": "note", "text": "another run is making this very result; waiting for it"})
+            say({"event": "note", "text": waiting})
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -63,6 +63,9 @@ class Attempt:
 
         with get_client(sync_client=True) as client:
             self._label(client)
+            run = client.read_flow_run(uuid.UUID(self.flow_run_id))
+        if due := run.expected_start_time or run.created:
+            slots.asked_at = due.timestamp()  # it keeps its place in the line for slots through every stage, and after a kill
         self.lock = _lock_after_older(self.flow_run_id)
         os.ftruncate(self.lock, 0)
         os.pwrite(self.lock, json.dumps({"pid": os.getpid(), "started": _started(os.getpid()), "token": self.token}).encode(), 0)

@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import cache
 
 from prefect.client.orchestration import get_client
@@ -22,6 +22,8 @@ from components.schema.jobs import Job
 
 LEASE_S = 60.0  # the least that Prefect takes: so long a killed holder's place in the queue stays taken
 TRY_S = 15.0
+PAUSE_S = 2.0
+FULL = 423  # what the server says where no slot is free
 STALE_S = 90.0  # the queue says no although the host has had free slots for so long: whoever it waits for is gone
 
 
@@ -61,28 +63,42 @@ def _declared(api: str) -> dict[str, int]:
 
 
 def _enter(stack: ExitStack, wanted: slots.Need, say: Callable[[str], None]) -> None:
-    """Take a place in the queue; without one where the queue cannot be asked, or is stale."""
-    free_since: float | None = None
+    """Take a place in the queue; without one where the queue cannot be asked, or is stale. First come, first served, by when a run was asked for."""
     told = False
-    while True:
-        try:
-            _declared(os.environ.get("PREFECT_API_URL", ""))
-            place = concurrency(name_of(wanted.kind), occupy=wanted.count, timeout_seconds=TRY_S, lease_duration=LEASE_S, raise_on_lease_renewal_failure=False)
-            place.__enter__()
-        except TimeoutError:
+
+    def wait() -> None:
+        nonlocal told
+        if not told:
+            say(f"waiting for {wanted.kind} slot{'s' if wanted.count > 1 else ''} in the queue {name_of(wanted.kind)!r}")
+            told = True
+        time.sleep(PAUSE_S)
+
+    with slots.turn(f"{wanted.kind}-queue", wait):
+        free_since: float | None = None
+        while not (place := _place(wanted, say)):
             free_since = (free_since or time.monotonic()) if slots.free(wanted.kind) >= wanted.count else None
             if free_since and time.monotonic() - free_since > STALE_S:
                 say(f"the queue of {wanted.kind} slots stands still although this host has free ones: going ahead; the host's own locks keep devices apart")
                 return
-            if not told:
-                say(f"waiting for {wanted.kind} slot{'s' if wanted.count > 1 else ''} in the queue {name_of(wanted.kind)!r}")
-                told = True
-        except Exception as error:
-            say(f"the queue of {wanted.kind} slots could not be asked ({type(error).__name__}): going on with the host's own locks")
-            return
-        else:
-            stack.callback(_leave, place)
-            return
+            wait()
+        stack.callback(_leave, place)
+
+
+def _place(wanted: slots.Need, say: Callable[[str], None]) -> object:
+    """Ask the queue once; None where it is full or does not answer in time. Whoever cannot ask it has the place all the same."""
+    try:
+        _declared(os.environ.get("PREFECT_API_URL", ""))
+        place = concurrency(name_of(wanted.kind), occupy=wanted.count, timeout_seconds=TRY_S, max_retries=0, lease_duration=LEASE_S, raise_on_lease_renewal_failure=False)
+        place.__enter__()
+    except TimeoutError:
+        return None
+    except Exception as error:
+        answer = getattr(error.__cause__, "response", None)
+        if answer is not None and answer.status_code == FULL:
+            return None
+        say(f"the queue of {wanted.kind} slots could not be asked ({type(error).__name__}): going on with the host's own locks")
+        return nullcontext()
+    return place
 
 
 def _leave(place: object) -> None:

@@ -185,7 +185,7 @@ class Watchdog:
     def _begin_anew(self, client: SyncPrefectClient, run: FlowRun) -> str | None:
         """A worker took the run and was gone before it began."""
         message = f"No process began it within {PENDING_S:.0f} s: its worker is gone."
-        return _set(client, run, AwaitingRetry(message=message) if run.deployment_id else Crashed(message=message))
+        return _set(client, run, _again(run, message) if run.deployment_id else Crashed(message=message))
 
     def _resume(self, client: SyncPrefectClient, run: FlowRun, lasted_s: float) -> str | None:
         """Schedule a crashed run again, or say that it was tried often enough."""
@@ -199,7 +199,7 @@ class Watchdog:
         if crashes >= most:
             message = f"Its process died {crashes} times ({str(run.state.message)[:200]}), so it is not tried again. What was done is kept: look at its logs, mend the cause, and press Retry (MODELYARD_MAX_ATTEMPTS={most})"
             return _set(client, run, Failed(message=message), force=True)
-        return _set(client, run, AwaitingRetry(message=f"Try {crashes + 1} of {most}: it goes on from what stands and from its last checkpoint. Before: {str(run.state.message)[:200]}"))
+        return _set(client, run, _again(run, f"Try {crashes + 1} of {most}: it goes on from what stands and from its last checkpoint. Before: {str(run.state.message)[:200]}"))
 
 
 def look() -> None:
@@ -223,6 +223,11 @@ def _open_runs(client: SyncPrefectClient) -> list[FlowRun]:
         for run in client.read_flow_runs(flow_run_filter=wanted, limit=AT_ONCE, sort=FlowRunSort.START_TIME_DESC):
             found[run.id] = run
     return [run for run in found.values() if run.state is not None]
+
+
+def _again(run: FlowRun, message: str) -> State:
+    """Scheduled for when it was due first: it keeps its place in front of what was asked for later."""
+    return AwaitingRetry(scheduled_time=run.expected_start_time, message=message)
 
 
 def _set(client: SyncPrefectClient, run: FlowRun, state: State, force: bool = False) -> str | None:

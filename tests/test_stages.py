@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,21 @@ def test_a_stage_that_refuses_its_job_tells_the_launcher_one_message() -> None:
 def test_a_stage_that_dies_without_a_word_is_reported_with_its_last_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(launch.StageDied, match=r"no-such-stage ended with code 2[\s\S]*invalid choice"):
         launch.call("no-such-stage", {})
+
+
+def test_data_of_one_project_is_made_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    entered = threading.Event()
+
+    def second() -> None:
+        with stages._data_alone():
+            entered.set()
+
+    with stages._data_alone():
+        thread = threading.Thread(target=second, daemon=True)
+        thread.start()
+        assert not entered.wait(0.5)
+    assert entered.wait(10)
+    thread.join()
+    assert "another run is making data" in capsys.readouterr().out

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from components.schema.recipe import Recipe
 from components.schema.records import Record
 from tests.flows.project import MICRO, Project
 from tests.services.machines import Api, Machine, wait_for
-from tests.services.stack import Postgres, free_port
+from tests.services.stack import ObjectStore, Postgres, free_port
 
 STEPS = 150
 SEEDS = (1, 2)
@@ -69,13 +68,14 @@ class Loaded:
     prefect: Api
     mlflow: Api
     steps: int = STEPS
+    store: ObjectStore | None = None
     aside: int = 0
     known: dict[tuple[int, str], Kept] = field(default_factory=dict)
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, folder: Path, steps: int = STEPS, **environment: str) -> Iterator[Self]:
-        """Up with two workers and two slots of the processor, in a copy of the project; at the end nothing of it runs."""
+    def opened(cls, folder: Path, steps: int = STEPS, store: ObjectStore | None = None) -> Iterator[Self]:
+        """Up with two workers and two slots of the processor, in a copy of the project; at the end nothing of it runs. `store`: results and checkpoints are copied there."""
         ports = {name: free_port() for name in ("PREFECT", "MLFLOW")}
         with Postgres(folder / "postgres") as postgres:
             told = {
@@ -84,14 +84,14 @@ class Loaded:
                 "MODELYARD_HOME": str(folder / "yard"), "MODELYARD_SLOT_LOCKS": str(folder / "locks"),
                 "PREFECT_API_DATABASE_CONNECTION_URL": postgres.url("prefect", "postgresql+asyncpg"),
                 "MLFLOW_BACKEND_STORE_URI": postgres.url("mlflow", "postgresql+psycopg2"),
-                **environment,
+                **({**store.environment, "MODELYARD_STORE": f"s3://{store.bucket()}/team", "MODELYARD_STORE_EVERY_S": "1"} if store else {}),
             }  # fmt: skip
             project = Project.copy_to(folder / "project")
             project.environment = told
             machine = Machine(project, told)
             try:
                 machine.up()
-                yield cls(postgres, machine, Api(f"http://127.0.0.1:{ports['PREFECT']}/api"), Api(f"http://127.0.0.1:{ports['MLFLOW']}"), steps)
+                yield cls(postgres, machine, Api(f"http://127.0.0.1:{ports['PREFECT']}/api"), Api(f"http://127.0.0.1:{ports['MLFLOW']}"), steps, store)
             finally:
                 machine.lose()
 
@@ -152,6 +152,11 @@ class Loaded:
         for folder in (self.machine.home / "stages").iterdir():
             if not folder.name.startswith("data-"):
                 folder.rename(place / folder.name)
+        if self.store:
+            bucket = self.machine.environment["MODELYARD_STORE"].split("/")[2]
+            for key in self.store.keys(bucket):
+                if any(f"/{stage}-" in key for stage in STAGES):
+                    self.store.client().delete_object(Bucket=bucket, Key=key)
         for kept in self.known.values():
             for run in self._mlflow_runs("modelyard.stage_identity", kept.identity):
                 body = {"run_id": run["info"]["run_id"], "key": "modelyard.stage_identity", "value": f"{kept.identity} aside {self.aside}"}
@@ -267,10 +272,6 @@ def kill(process: psutil.Process | int | None) -> None:
     """SIGKILL to one process, as the kernel does it when memory runs out."""
     assert process is not None, "there was nobody to kill"
     os.kill(process if isinstance(process, int) else process.pid, signal.SIGKILL)
-
-
-def after(seconds: float, since: float) -> None:
-    time.sleep(max(0.0, seconds - (time.monotonic() - since)))
 
 
 def _words(process: psutil.Process) -> list[str]:
