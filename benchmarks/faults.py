@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.results import machine
 from tests.services import stack
-from tests.services.loaded import Line, Loaded, kill
+from tests.services.loaded import STEPS, Line, Loaded, kill
 from tests.services.machines import wait_for
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "FAULTS.md"
@@ -142,6 +142,7 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "hang": (f"Prefect server: SIGSTOP for {HANG_S:.0f} s", hang),
     "declared": ("a living run declared Crashed", declared),
 }
+REPLACED = ("stage", "flow", "both", "power", "declared")  # the stage that was at work ends, at once or with a last checkpoint
 WITH_STORE: dict[str, tuple[str, Fault]] = {"store": (f"S3 store: refuses for {STORE_AWAY_S:.0f} s", store)}
 
 
@@ -151,13 +152,14 @@ def suffer(yard: Loaded, name: str, chance: random.Random) -> Row:
     lines = yard.begin()
     hit = chance.choice(lines)
     reached = yard.wait_for_step(hit, int(yard.steps * chance.uniform(0.15, 0.6)))
+    old = yard.stage_pid(hit) if name in REPLACED else None
     began, moment = time.monotonic(), time.time()
     part = fault(yard, hit)
     row = Row(title, reached)
     if part:
         wait_for(f"{part} to answer", lambda: yard.answers(part), 300)
         row.answers_s = time.monotonic() - began
-    wait_for("training to go on", lambda: yard.works_since(hit, moment), 600)
+    wait_for("training to go on", lambda: yard.works_since(hit, moment, old), 600)
     row.works_s = time.monotonic() - began
     return closed(yard, row, sorted(lines, key=lambda line: line != hit))
 
@@ -167,7 +169,7 @@ def closed(yard: Loaded, row: Row, lines: list[Line]) -> Row:
     runs = [yard.ended(line) for line in lines]
     row.ended = ", ".join(run["state_name"] for run in runs)
     row.tries = ", ".join(str(run["run_count"]) for run in runs)
-    row.problems = tuple(problem for line in lines for problem in yard.problems(line))
+    row.problems = tuple(problem for line in lines for problem in (*yard.problems(line), *yard.left_open(line)))
     yard.set_aside()
     return row
 
@@ -183,10 +185,11 @@ def cancel(yard: Loaded, chance: random.Random, alone: bool) -> Row:
     wait_for("its processes to end", lambda: not yard.processes(line), 120)
     gone_s, kept = time.monotonic() - began, yard.checkpoint(line)[0]
     state = yard.ended(line)["state_name"]
+    left = yard.left_open(line)
     (again,) = yard.begin(line.seed)
     row = closed(yard, Row(f"cancelled over the API{', its worker killed before' if alone else ''}", reached), [again, other])
     row.ended = f"{state}; every process gone after {gone_s:.1f} s, checkpoint {kept}. Again: {row.ended}"
-    row.problems += () if kept >= reached else (f"the checkpoint went back to {kept}",)
+    row.problems += (*left, *([] if kept >= reached else [f"the checkpoint went back to {kept}"]))
     return row
 
 
@@ -229,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1, help="of the random moments")
     parser.add_argument("--points", type=int, default=2, help="moments for each fault")
-    parser.add_argument("--steps", type=int, default=150, help="of each pretraining")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each pretraining")
     parser.add_argument("--only", default=",".join(everything), help=f"of {', '.join(everything)}")
     parser.add_argument("--folder", type=Path, help="where everything is kept (default: a temporary folder)")
     parser.add_argument("--write", action="store_true", help="put the table into docs/FAULTS.md")

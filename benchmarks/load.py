@@ -117,9 +117,9 @@ class Watch(threading.Thread):
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 key = (process.pid, process.create_time())
-                if key not in self.known and time.time() - key[1] > 0.3:  # its environment is its own by then
-                    self.known[key] = self._what(process)
-                what, run = self.known.get(key, ("", ""))
+                what, run = self.known.get(key) or self._what(process)
+                if what in ("stage", "flow") or time.time() - key[1] > 10.0:  # a young process may still be what it was forked from
+                    self.known[key] = (what, run)
                 if what and process.status() != psutil.STATUS_ZOMBIE:
                     rows.append((what, run, key))
                     used += process.memory_info().rss
@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the section Operations of benchmarks/RESULTS.md")
     options = parser.parse_args()
     load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as temporary, Loaded.opened(options.folder or Path(temporary), MODELYARD_CPU_SLOTS=str(options.slots)) as yard:
+    with tempfile.TemporaryDirectory() as temporary, Loaded.opened(options.folder or Path(temporary), slots=options.slots) as yard:
         seeds = range(1, options.runs + 1)
         prepare(yard, seeds)
         calm = run_batch(yard, seeds, 0, options.seed, options.slots)

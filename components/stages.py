@@ -43,6 +43,8 @@ def run(stage: str, job: Job) -> None:
         return _plan_data(job)
     if stage == "pin-data":
         return _pin_data(job)
+    if stage == "fetch-data":
+        return _fetch_data(job)
     if stage == "look-at-data":
         return _look_at_data(job)
     if stage == "data":
@@ -163,6 +165,15 @@ def _plan_data(job: Job) -> None:
     stale = versions.status(config)
     dataset = None if stale else versions.current(config)
     say({"event": "result", "stale": stale, "dataset": dataset and dataset.model_dump(mode="json")})
+
+
+def _fetch_data(job: Job) -> None:
+    """The dataset brought here from the store that machines share, as far as it stands there; nothing is made."""
+    from components.data.versioning import versions
+
+    with _data_alone():
+        dataset = versions.fetch(DataConfig.model_validate(job.config["data"]), say)
+    say({"event": "result", "dataset": dataset and dataset.model_dump(mode="json")})
 
 
 def _pin_data(job: Job) -> None:

@@ -1,4 +1,4 @@
-"""One stage of a recipe as a flow of its own, on the results of earlier stages that stand on disk."""
+"""One stage of a recipe as a flow of its own, on the results of earlier stages that stand here, or in the store that machines share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from components.schema.config import BadInput
 from components.schema.jobs import ALIGN, LINE, SCORERS, SECTIONS, Run, stages
 from components.schema.recipe import Recipe, Resources
 from components.schema.records import Artifact, Dataset, Record
-from flows.planning import data_plan, line_of
+from flows.planning import data_plan, fetched_data, line_of
 from flows.terminal import flows_watched, make_console, recipe_hash
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _found(name: str, recipe: Recipe, given: Run) -> tuple[Dataset, dict[str, Ar
     from components.launch import verdict
 
     stale, dataset = data_plan(recipe, given.resources)
+    dataset = dataset or fetched_data(recipe, _tell)
     if dataset is None:
         raise BadInput(f"{name}: its data is not current ({', '.join(stale)}), so it has nothing to read. Run first: modelyard stage data RECIPE")
     line = line_of(recipe, dataset, given)
@@ -93,3 +94,14 @@ def _found(name: str, recipe: Recipe, given: Run) -> tuple[Dataset, dict[str, Ar
             raise BadInput(f"{name}: it needs the result of {earlier.stage}, and {verdict(earlier).reason}. Run first: modelyard stage {earlier.stage} RECIPE")
     inputs = line[name].inputs
     return dataset, inputs if name != "release" else {line[name].config["role"]: inputs["model"], "report": inputs["report"]}
+
+
+def _tell(event: dict[str, Any]) -> None:
+    """What goes on before the stage begins: on the screen that watches, else in the run's log."""
+    from prefect.logging import get_run_logger
+
+    from flows.tasks import watcher
+
+    if event.get("text"):
+        watch = watcher.get()
+        watch({"event": "note", "stage": "data", "text": event["text"]}) if watch else get_run_logger().info(event["text"])

@@ -130,7 +130,11 @@ class Attempt:
         """What the worker would do, were it there: stages end with a checkpoint, the run is Cancelled."""
         from prefect.states import Cancelled
 
+        from flows.watchdog import settle
+
         leave(GRACE_S)
+        with suppress(Exception):
+            settle(client, client.read_flow_run(uuid.UUID(self.flow_run_id)), Cancelled(message="Its run was cancelled."))
         with suppress(Exception):
             client.set_flow_run_state(uuid.UUID(self.flow_run_id), Cancelled(message="Cancelled by the flow's own process; what was done is kept."), force=True)
         os._exit(0)

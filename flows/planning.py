@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
+from components.schema import storage
 from components.schema.jobs import Job, Run, line, stages
 from components.schema.jobs import data as data_job
 from components.schema.recipe import Recipe, Resources
 from components.schema.records import Dataset
 from flows.terminal import recipe_hash
+
+Listener = Callable[[dict[str, Any]], None]
 
 
 def data_plan(recipe: Recipe, resources: Resources) -> tuple[dict[str, str], Dataset | None]:
@@ -17,6 +22,16 @@ def data_plan(recipe: Recipe, resources: Resources) -> tuple[dict[str, str], Dat
 
     answer = call("plan-data", data_job(recipe.data, Run(resources=resources)).model_dump(mode="json"))
     return answer["stale"], answer["dataset"] and Dataset.model_validate(answer["dataset"])
+
+
+def fetched_data(recipe: Recipe, listen: Listener) -> Dataset | None:
+    """The dataset brought here from MODELYARD_STORE, where another machine made it; None where there is no store, or it lacks a part."""
+    if storage.address() is None:
+        return None
+    from components.launch import call
+
+    answer = call("fetch-data", data_job(recipe.data, Run()).model_dump(mode="json"), listen)
+    return answer["dataset"] and Dataset.model_validate(answer["dataset"])
 
 
 def line_of(recipe: Recipe, dataset: Dataset, run: Run) -> dict[str, Job]:

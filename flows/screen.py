@@ -71,7 +71,7 @@ class Screen:
                 self.bar.update(self.tasks[stage], total=event["total"], completed=event["step"], text=numbers)
                 self._plain_step(stage, event, numbers)
             case "note":
-                self.bar.update(self.tasks[stage], text=event["text"][:60]) if self.console.is_terminal else self._plain(f"{stage}: {event['text']}")
+                self.bar.update(self.tasks[stage], text=event["text"][:60]) if self.console.is_terminal and stage in self.tasks else self._plain(f"{stage}: {event['text']}")
             case "ended":
                 self.results[stage] = event
                 text = {"reuse": "reused", "fetched": "fetched"}.get(event["verdict"].action) or _measure_line(event["record"])

@@ -177,9 +177,9 @@ class Watchdog:
         if state.is_pending():
             return self._begin_anew(client, run)
         if state.is_cancelling():
-            _settle(client, run, Cancelled(message="Its parent run was cancelled."))
+            settle(client, run, Cancelled(message="Its parent run was cancelled."))
             return _set(client, run, Cancelled(message="Cancelled; its process had ended before it could say so. What was done is kept."), force=True)
-        _settle(client, run, Crashed(message="The process that ran it is gone."))
+        settle(client, run, Crashed(message="The process that ran it is gone."))
         return _set(client, run, Crashed(message="The process that ran it is gone (killed, or its host went)."))
 
     def _begin_anew(self, client: SyncPrefectClient, run: FlowRun) -> str | None:
@@ -194,7 +194,7 @@ class Watchdog:
         crashes = sum(state.is_crashed() for state in client.read_flow_run_states(run.id))
         if crashes > 1 and lasted_s < min(5.0 * 2 ** (crashes - 1), LONGEST_DELAY_S):
             return None
-        _settle(client, run, Crashed(message="The process that ran it is gone."))
+        settle(client, run, Crashed(message="The process that ran it is gone."))
         most = max_attempts()
         if crashes >= most:
             message = f"Its process died {crashes} times ({str(run.state.message)[:200]}), so it is not tried again. What was done is kept: look at its logs, mend the cause, and press Retry (MODELYARD_MAX_ATTEMPTS={most})"
@@ -238,7 +238,7 @@ def _set(client: SyncPrefectClient, run: FlowRun, state: State, force: bool = Fa
     return f"{state.name}: {state.message}" if answer.status.value == "ACCEPT" else None
 
 
-def _settle(client: SyncPrefectClient, run: FlowRun, state: State) -> None:
+def settle(client: SyncPrefectClient, run: FlowRun, state: State) -> None:
     """What belonged to a process that is gone does not run either: its tasks and the flows within it."""
     running = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
     mine = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
@@ -246,5 +246,5 @@ def _settle(client: SyncPrefectClient, run: FlowRun, state: State) -> None:
         client.set_task_run_state(task.id, state, force=True)
     below = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]), state=FlowRunFilterState(type=FlowRunFilterStateType(any_=running)))
     for inner in client.read_flow_runs(flow_run_filter=below, limit=AT_ONCE):
-        _settle(client, inner, state)
+        settle(client, inner, state)
         client.set_flow_run_state(inner.id, state, force=True)

@@ -122,3 +122,40 @@ def test_slots_that_cannot_be_counted_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("MODELYARD_CPU_SLOTS", "0")
     with pytest.raises(BadInput, match="MODELYARD_CPU_SLOTS='0' is not a whole number from 1"):
         slots.cpu_slots()
+
+
+# Gets in a line with a moment of its own, and says when it is its turn.
+WAITER = """
+import sys, time
+from components import slots
+slots.asked_at = float(sys.argv[1])
+with slots.turn("test"):
+    print(sys.argv[1], flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def waiter(launchers: list[subprocess.Popen[str]], asked_at: int, seconds: float = 0.0) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", WAITER, str(asked_at), str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    launchers.append(process)
+    return process
+
+
+def in_line() -> int:
+    return len(list((slots.folder() / "test.line").glob("[0-9]*")))
+
+
+def test_whoever_was_asked_for_first_has_the_next_turn_and_the_dead_have_none(launchers: list[subprocess.Popen[str]]) -> None:
+    first = waiter(launchers, 1, 60)
+    assert line(first) == ["1"]
+    dead, late, early = (waiter(launchers, moment) for moment in (2, 9, 3))
+    while in_line() < 4:
+        time.sleep(0.05)
+    os.kill(dead.pid, signal.SIGKILL)
+    dead.wait()
+    os.kill(first.pid, signal.SIGKILL)
+    assert line(early) == ["3"]
+    early.wait(30)
+    assert line(late) == ["9"]
+    late.wait(30)
+    assert in_line() == 0

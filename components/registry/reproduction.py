@@ -25,6 +25,7 @@ from components.registry.lineage import PINS, WATCHED
 from components.registry.tracking import whole_lineage
 from components.registry.weights import locate
 from components.registry.working_tree import git, working_tree
+from components.schema import storage
 from components.schema.config import BadInput, Config
 from components.schema.jobs import folder_artifact
 from components.schema.records import Artifact, Record, digest, file_md5, home
@@ -186,9 +187,11 @@ def _python(plan: Plan, place: Place) -> str:
 
 
 def fetched(plan: Plan, place: Place) -> tuple[str, ...]:
-    """Bring the data that the stages read: from DVC's remote, else from this project's cache, else made again. Gives what a person should know. Errors: BadInput."""
+    """Bring the data that the stages read: from the store that machines share, DVC's remote, this project's cache, else made again. Gives what a person should know. Errors: BadInput."""
     wanted = steps(plan, place)
     said = []
+    if not plan.request.remake_data:
+        _from_store(place, [wanted[name] for name in _absent(wanted, plan, place)])
     if not plan.request.remake_data and _absent(wanted, plan, place):
         _dvc(place, "pull", "--quiet", "--force", *wanted.values())
         if absent := _absent(wanted, plan, place):
@@ -205,6 +208,17 @@ def fetched(plan: Plan, place: Place) -> tuple[str, ...]:
             )
         said.append(f"made again from the sources: {', '.join(absent)}")
     return tuple(said)
+
+
+def _from_store(place: Place, absent: list[str]) -> None:
+    """Stages there hear nothing of MODELYARD_STORE, lest they reuse its results; but the data lies in it."""
+    shared = storage.dvc_options().get("remote", {}).get("store", {})
+    if not absent or not shared:
+        return
+    _dvc(place, "remote", "add", "--local", "--force", "shared", shared["url"])
+    if "endpointurl" in shared:
+        _dvc(place, "remote", "modify", "--local", "shared", "endpointurl", shared["endpointurl"])
+    _dvc(place, "pull", "--quiet", "--force", "--remote", "shared", *absent)
 
 
 def steps(plan: Plan, place: Place) -> dict[str, str]:

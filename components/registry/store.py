@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.registry import views
 from components.schema.config import Unavailable
 from components.schema.records import home
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "modelyard"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow's pages open as for applications: traces and prompts, no training runs
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # what MLflow's servers with fixed kinds of pages ask; the others take it from the address or the browser
 # Told before mlflow is imported. A store that is away must cost a call seconds, not minutes; whoever set these keeps them.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -101,15 +102,21 @@ def _experiment_id(uri: str) -> str:
         if found := store.get_experiment_by_name(EXPERIMENT):
             if found.lifecycle_stage == "deleted":
                 store.restore_experiment(found.experiment_id)
-            if not KIND.keys() & found.tags.keys():
-                store.set_experiment_tag(found.experiment_id, *next(iter(KIND.items())))
+            for name, text in _tags().items():
+                if name not in found.tags or (name not in KIND and found.tags[name] != text):  # a kind that somebody chose stays
+                    store.set_experiment_tag(found.experiment_id, name, text)
             return found.experiment_id
         try:
-            return store.create_experiment(EXPERIMENT, artifact_location=str(home() / "mlflow" / "artifacts") if is_embedded() else None, tags=KIND)
+            return store.create_experiment(EXPERIMENT, artifact_location=str(home() / "mlflow" / "artifacts") if is_embedded() else None, tags=_tags())
         except MlflowException:  # another process, on a server, was faster
             if found := store.get_experiment_by_name(EXPERIMENT):
                 return found.experiment_id
             raise
+
+
+def _tags() -> dict[str, str]:
+    """Of the experiment: its kind, and the pages prepared in it."""
+    return {**KIND, **views.tags()}
 
 
 def _aim_mlflow_at(uri: str) -> None:

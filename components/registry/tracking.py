@@ -24,6 +24,7 @@ from components.registry.lineage import PINS, lineage
 from components.registry.load import SystemLoad
 from components.registry.metrics import MetricSink
 from components.registry.store import answering, client, experiment_id, locked, prepare, store_uri
+from components.registry.views import TRAINING
 from components.schema.records import Record
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def artifact_link(run_id: str, name: str) -> str | None:
     """Where a browser finds a run's artifact; None where MLflow is a file that no server shows."""
     if not store_uri().startswith(("http://", "https://")):
         return None
-    return f"{store_uri().rstrip('/')}/#/experiments/{experiment_id()}/runs/{run_id}/artifacts/{name}"
+    return f"{store_uri().rstrip('/')}/#/experiments/{experiment_id()}/runs/{run_id}/artifacts/{name}?{TRAINING}"
 
 
 def flatten(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from components.registry import judgement, reproduction
 from components.registry.installing import without_build
@@ -17,6 +19,7 @@ from components.registry.judgement import ORDER, Report
 from components.registry.lineage import PINS, lineage
 from components.registry.reproduction import Place, Plan, Request
 from components.registry.working_tree import working_tree
+from components.schema import storage
 from components.schema.config import BadInput
 from components.schema.records import File, Record, file_md5
 
@@ -200,3 +203,25 @@ def test_nothing_is_left_of_a_worktree_whose_folder_was_deleted_by_hand(project:
     made = plan(project)
     shutil.rmtree(reproduction.prepared(made, tmp_path / "again").folder)
     assert (reproduction.prepared(made, tmp_path / "again").code / "train.py").read_text() == "rate = 2\n"
+
+
+def test_data_that_lies_only_in_the_store_that_machines_share_is_brought_from_there(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dvc.repo import Repo
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MODELYARD_STORE", str(tmp_path / "store"))
+    (project / "dvc.lock").unlink()
+    (project / "dvc.yaml").write_text("stages:\n  tokens:\n    foreach: [x]\n    do:\n      cmd: mkdir -p data/x/tokens && echo 1 2 3 > data/x/tokens/all.txt\n      outs: [data/x/tokens]\n")
+    Repo.init().close()
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "with data")
+    with closing(Repo(".", config=storage.dvc_options())) as repo:
+        repo.reproduce("tokens@x")
+        repo.push()
+    (out,) = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["tokens@x"]["outs"]
+    read = Record(stage="sft", identity="sft", revision=1, config={}, inputs={"tokens": out["md5"]}, files={}, figures={})
+    made = plan(project, sft=read)
+    shutil.rmtree(project / ".dvc" / "cache")
+    place = reproduction.prepared(made, tmp_path / "again")
+    assert reproduction.fetched(made, place) == ()
+    assert (place.code / "data/x/tokens/all.txt").read_text() == "1 2 3\n"

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(2400)]
 @pytest.fixture(scope="module")
 def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     need("postgres")
-    with Loaded.opened(tmp_path_factory.mktemp("faults"), steps=80) as found:
+    with Loaded.opened(tmp_path_factory.mktemp("faults"), steps=100) as found:
         found.undisturbed()
         yield found
 

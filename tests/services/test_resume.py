@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(1800)]
 LONG = (
     "data.mix.max_epochs=100",
     "model={architecture: llama, hidden_size: 192, layers: 2, heads: 4, intermediate_size: 512, context_tokens: 160}",
-    "pretrain={steps: 200, batch_size: 16, learning_rate: 1e-3, warmup_steps: 2, heldout_sequences: 4, checkpoint_every_steps: 1000}",
+    "pretrain={steps: 120, batch_size: 16, learning_rate: 1e-3, warmup_steps: 2, heldout_sequences: 4, checkpoint_every_steps: 1000}",
 )
 
 
@@ -64,6 +64,15 @@ def test_a_run_whose_flow_process_is_killed_goes_on_from_its_last_step_under_the
     assert {inner["state_name"] for inner in here.family(run)} == {"Completed", "Crashed"}, "nothing of the first try is left running"
 
 
+def test_a_run_whose_stage_alone_is_killed_starts_it_again_and_goes_on_from_its_checkpoint(rig: tuple[Rig, str]) -> None:
+    here, _ = rig
+    run = training(rig, 9)
+    reached = here.step()
+    kill(here.stage_pids()[0])
+    here.state(run, "COMPLETED")
+    assert here.run(run)["run_count"] == 1 and here.resumed_at(run)[0] >= reached, "the flow's process lived on"
+
+
 def test_a_run_whose_flow_and_worker_are_killed_goes_on_when_a_worker_is_there(rig: tuple[Rig, str]) -> None:
     here, _ = rig
     run = training(rig, 2)
@@ -92,7 +101,7 @@ def test_a_cancelled_run_stops_within_ten_seconds_with_a_checkpoint_with_and_wit
             here.kill("worker")
         reached, began = here.step(), time.monotonic()
         here.api("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
-        here.wait(lambda: not here.stage_pids(), "the stage to end", 60)
+        here.wait(lambda run=run: not here.stage_pids() and not here.flow_pid(run), "its processes to end", 60)
         took = time.monotonic() - began
         here.state(run, "CANCELLED")
         assert here.step() > reached or here.step() >= 10

@@ -18,11 +18,15 @@ Emit = Callable[[dict[str, Any]], None]
 HASH = "md5-dos2unix"  # DVC keeps its runs beside its oldest kind of objects
 
 
+class NotThere(Exception):
+    """A step's output stands nowhere, and was not to be made."""
+
+
 class Shared:
     """The store as the remote of an open DVC repository; does nothing where there is none."""
 
-    def __init__(self, repo: Any, emit: Emit) -> None:
-        self.repo, self.emit = repo, emit
+    def __init__(self, repo: Any, emit: Emit, may_make: bool = True) -> None:
+        self.repo, self.emit, self.may_make = repo, emit, may_make
         self.is_on = bool(storage.dvc_options())
         self.fetched: set[str] = set()
         """Steps that came from the store."""
@@ -69,11 +73,18 @@ class Shared:
 
     def _note_restores(self) -> None:
         """Tell steps that were fetched from steps that were made; and let DVC ask for all runs once, not once a step."""
+        from dvc.stage.cache import RunCacheNotFoundError
+
         cache = self.repo.stage_cache
         restore = cache.restore
 
         def noted(stage: Any, *args: Any, **kwargs: Any) -> None:
-            restore(stage, *args, **kwargs)  # raises where there is no such run
+            try:
+                restore(stage, *args, **kwargs)
+            except RunCacheNotFoundError:
+                if self.may_make:
+                    raise  # DVC makes it then
+                raise NotThere(stage.addressing) from None
             self.fetched.add(stage.addressing)
 
         cache.restore, cache.pull = noted, lambda remote, odb=None: []

@@ -1,6 +1,7 @@
 """Versions: DVC as the owner of what the data is.
 
     dataset, ran = reproduce(config, emit)      # params.yaml, then each stage in order; only what changed runs
+    fetch(config, emit)                         # what another machine made is brought here; nothing is run
     status(config)                              # {"tokenizer": "vocab_size changed", ...}; runs nothing, writes nothing
     current(config)                             # the Dataset where everything stands, else None
 
@@ -59,6 +60,23 @@ def reproduce(config: DataConfig, emit: Emit) -> tuple[Dataset, list[str]]:
     return dataset, ran
 
 
+def fetch(config: DataConfig, emit: Emit) -> Dataset | None:
+    """Bring a dataset here that another machine made, from the store that they share; no stage is run. None where there is no store, or it lacks a part. Errors: BadInput."""
+    if storage.address() is None:
+        return None
+    pins.write(config)
+    with _repository() as repo:
+        shared = sharing.Shared(repo, emit, may_make=False)
+        for step in STEPS:
+            started = time.perf_counter()
+            try:
+                verdict = _reproduce_one(repo, f"{step}@{config.name}", shared)
+            except sharing.NotThere:
+                return None
+            emit({"event": "note", "text": f"{step} {verdict} ({time.perf_counter() - started:.1f} s)"})
+    return current(config)
+
+
 def _reproduce_one(repo: Any, name: str, shared: sharing.Shared) -> str:
     """Bring one stage up to date and say how: current, restored, fetched or made."""
     restored = _restore(repo, name)
@@ -70,6 +88,8 @@ def _reproduce_one(repo: Any, name: str, shared: sharing.Shared) -> str:
             except Exception as error:
                 if reason := told.read():
                     raise BadInput(reason) from None
+                if isinstance(error.__cause__, sharing.NotThere):
+                    raise error.__cause__ from None
                 raise _explained(error, name) from error
     if name in shared.fetched:
         return "fetched"
@@ -156,7 +176,7 @@ def _repository() -> Iterator[Any]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with _environment(PATH=path, DVC_NO_ANALYTICS="1"), contextlib.redirect_stdout(sys.stderr):
         try:
-            repo = Repo(".", config=storage.dvc_options() or None)
+            repo = Repo(".", config=storage.dvc_options() or None, _wait_for_lock=True)  # several runs look at their data at once, each for a second
         except NotDvcRepoError:
             raise BadInput(f"data: {Path.cwd()} is not a project with DVC (no .dvc folder), so data has no version. Run from the project's own folder") from None
         with contextlib.closing(repo):
