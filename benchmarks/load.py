@@ -157,18 +157,16 @@ def run_batch(yard: Loaded, seeds: range, kills: int, seed: int, slots: int, say
     began, watch = time.time(), Watch(yard)
     batch = Batch(_submitted(yard, seeds), seen=watch)
     say(f"{len(batch.runs)} runs submitted in {time.time() - began:.1f} s")
+    killer = Killer(yard, watch, batch, kills, random.Random(seed), say)
     watch.start()
     try:
-        killer = threading.Thread(target=_kill_some, args=(yard, watch, batch, kills, random.Random(seed), say), daemon=True)
-        killer.start()
-        wait_for("all runs to end", lambda: _all_ended(yard, batch, say), patience_s=120.0 * len(batch.runs) + 60.0 * kills)
+        wait_for("all runs to end", lambda: killer.step() or _all_ended(yard, batch, say), patience_s=120.0 * len(batch.runs) + 60.0 * kills)
         batch.seconds = time.time() - began
-        if killer.is_alive():
-            batch.problems.append(f"only {len(batch.kills)} of {kills} kills were done before everything was over")
-        watch.done.set()
-        killer.join(120)
     finally:
         watch.done.set()
+    if killer.due:
+        batch.problems.append(f"only {len(batch.kills)} of {kills} kills were done before everything was over")
+    wait_for("both servers to answer", lambda: yard.answers("prefect") and yard.answers("mlflow"), patience_s=300)
     _judge(yard, batch, slots)
     return batch
 
@@ -191,28 +189,32 @@ def _all_ended(yard: Loaded, batch: Batch, say: Callable[[str], None]) -> bool:
     if len(batch.ended) != before:
         states = [run["state_name"] for run in runs]
         say(f"{time.strftime('%H:%M:%S')} " + ", ".join(f"{states.count(name)} {name}" for name in sorted(set(states))))
-    time.sleep(2.0)
+    time.sleep(1.0)
     return len(batch.ended) == len(batch.runs)
 
 
 # ------------------------------------------------------------ kills
 
 
-def _kill_some(yard: Loaded, watch: Watch, batch: Batch, kills: int, chance: random.Random, say: Callable[[str], None]) -> None:
-    """One after the other; every kind in its share, in an order and at moments that the seed gives."""
-    kinds = [kind for kind, weight in zip(TARGETS, WEIGHTS, strict=True) for _ in range(weight)]
-    chance.shuffle(kinds)
-    for kind in (kinds * (kills // len(kinds) + 1))[:kills]:
-        watch.done.wait(chance.uniform(*PAUSE_S))
-        while not watch.done.is_set():
-            with contextlib.suppress(psutil.Error, OSError, KeyError, TypeError):  # it is just not there
-                if _kill(yard, watch, kind, chance):
-                    break
-            watch.done.wait(0.5)
-        else:
+class Killer:
+    """One kill after the other; every kind in its share, in an order and at moments that the seed gives. Stepped by the main thread, since what it starts again ends with the thread that did it."""
+
+    def __init__(self, yard: Loaded, watch: Watch, batch: Batch, kills: int, chance: random.Random, say: Callable[[str], None]) -> None:
+        self.yard, self.watch, self.batch, self.kills, self.chance, self.say = yard, watch, batch, kills, chance, say
+        kinds = [kind for kind, weight in zip(TARGETS, WEIGHTS, strict=True) for _ in range(weight)]
+        chance.shuffle(kinds)
+        self.due = (kinds * (kills // len(kinds) + 1))[:kills]
+        self.moment = time.monotonic() + chance.uniform(*PAUSE_S)
+
+    def step(self) -> None:
+        """Kill, where it is time and there is one to kill."""
+        if not self.due or time.monotonic() < self.moment:
             return
-        batch.kills.append(kind)
-        say(f"{time.strftime('%H:%M:%S')} killed: {kind} ({len(batch.kills)} of {kills})")
+        with contextlib.suppress(psutil.Error, OSError, KeyError, TypeError):  # it is just not there
+            if _kill(self.yard, self.watch, self.due[0], self.chance):
+                self.batch.kills.append(self.due.pop(0))
+                self.say(f"{time.strftime('%H:%M:%S')} killed: {self.batch.kills[-1]} ({len(self.batch.kills)} of {self.kills})")
+                self.moment = time.monotonic() + self.chance.uniform(*PAUSE_S)
 
 
 def _kill(yard: Loaded, watch: Watch, kind: str, chance: random.Random) -> bool:
@@ -318,6 +320,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--kills", type=int, default=20, help="0: only in peace")
+    parser.add_argument("--calm", type=int, help="so many of the runs in peace first (default: all of them)")
     parser.add_argument("--seed", type=int, default=1, help="of what is killed and when")
     parser.add_argument("--slots", type=int, default=4, help="slots of the processor; one thread each")
     parser.add_argument("--folder", type=Path, help="keep everything there (default: a temporary folder)")
@@ -327,7 +330,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, Loaded.opened(options.folder or Path(temporary), slots=options.slots) as yard:
         seeds = range(1, options.runs + 1)
         prepare(yard, seeds)
-        calm = run_batch(yard, seeds, 0, options.seed, options.slots)
+        calm = run_batch(yard, seeds[: options.calm], 0, options.seed, options.slots)
         rows = [row("in peace", calm)]
         print(rows[-1], flush=True)
         if options.kills:

@@ -34,6 +34,7 @@ from components.storage import results, unfinished
 from components.storage.mirror import mirrored
 
 Say = Callable[[dict[str, Any]], None]
+UNSENT = "unsent.jsonl"  # in a stage's work folder: metrics that MLflow has not taken yet
 SPARE_BYTES = 300 * 2**20  # what a stage may leave besides weights: databases, logs, items
 
 
@@ -490,6 +491,7 @@ class Tracked:
     def finish(self, record: Record, folder: Path, dataset: Any = None) -> None:
         """Figures, samples and the record go to the run, which is then finished."""
         self.load.stop()
+        self.tracking.send_unsent(self.run_id, folder / "work" / UNSENT)
         if dataset is not None:
             parts = {name: getattr(dataset, name) for name in ("tokens", "mix", "chats", "preferences", "benchmarks")}
             self.tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in parts.items()}, record.figures)
@@ -520,7 +522,7 @@ def _context(job: Job, out: Path, run_id: str) -> Any:
 
     alone = {} if job.stage in TRAINING else {"processes": 1, "nodes": 1, "strategy": "auto"}
     first = processes.rank() == 0
-    loggers = [StageLogger(tracking.MetricSink(run_id))] if first else []
+    loggers = [StageLogger(tracking.MetricSink(run_id, out / "work" / UNSENT))] if first else []
     return Context(seed=job.config["seed"], loggers=loggers, emit=say if first else lambda event: None, resources=job.run.resources.model_copy(update=alone), stop=lambda: budget.told(out))
 
 

@@ -54,7 +54,7 @@ def links() -> None:
     """Where the other pages are, and whether they answer."""
     first, second, third = st.columns(3)
     first.link_button("Prefect: forms, runs, artifacts", f"{prefect_page()}/deployments", width="stretch")
-    second.link_button("MLflow: metrics, comparisons", f"{mlflow_page()}/#/experiments", width="stretch")
+    second.link_button("MLflow: metrics, comparisons", f"{mlflow_page()}{services.training_runs()}", width="stretch")
     third.link_button("Models: versions and aliases", f"{mlflow_page()}/#/models", width="stretch")
     for name, address in (("Prefect", services.prefect_url()), ("MLflow", services.mlflow_url())):
         if not services.answers(f"{address}/health"):

@@ -85,6 +85,15 @@ def releases() -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: ("champion" not in row["aliases"], -row["created"]))
 
 
+def training_runs() -> str:
+    """The path of MLflow's page with our runs. Only its whole address opens it for training runs: from any other page MLflow shows its mode for chat applications."""
+    try:
+        found = _mlflow("experiments/get-by-name", experiment_name="modelyard")["experiment"]["experiment_id"]
+    except (OSError, ValueError, KeyError):  # no run yet, or no server
+        return "/#/experiments"
+    return f"/#/experiments/{found}/runs?workflowType=machine_learning"
+
+
 def answers(url: str) -> bool:
     """Whether a health address says 200."""
     try:

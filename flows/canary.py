@@ -5,17 +5,19 @@
 A clone of the project with its own home, data cache, tracker and registry under MODELYARD_HOME/canary, so that everything really runs and nothing of
 it reaches the real registry. What came out is compared with the canary's own history on machines like this one: a stage whose result
 has other bytes, or that took much longer than it used to, fails the run with a message that names it. Each change is told once: the next
-canary is compared with what is then.
+canary is compared with what is then. Times are judged only where the rest of the machine was quiet meanwhile; results always.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +37,7 @@ from flows.schedules import CatchUp, missed, one_at_a_time, skipped
 COMPARED = 10  # earlier canaries whose times count
 LEAST = 3  # times are judged from this many on
 GRACE_S = 10.0  # a stage may always take this much longer
+QUIET = 0.25  # share of the cores that others may use where times are judged: two on one core take twice as long each
 
 
 @flow(name="canary", flow_run_name="canary {recipe}")
@@ -57,19 +60,22 @@ def canary(
         folder = home() / "canary"
         place = _clone(folder / "now")
         try:
-            entry = _entry(_run(place, recipe, threads), recipe, threads)
+            began = _processor_seconds()
+            summary = _run(place, recipe, threads)
+            entry = {**_entry(summary, recipe, threads), "others": _others(began)}
         finally:
             if not keep:
                 shutil.rmtree(place.parent, ignore_errors=True)
         earlier = [old for old in history(folder) if _comparable(old, entry)]
         changes = compare(earlier, entry, slower_than)
         with (folder / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**entry, "changes": changes}) + "\n")
+            file.write(f"\n{json.dumps({**entry, 'changes': changes})}\n")  # not behind a line that a kill cut short
     _show([*earlier, entry])
     if changes:
         return Failed(name="Changed", message=f"canary of {recipe}: {'; '.join(changes)}")
     against = f"as {len(earlier)} before it" if earlier else "the first one of its kind here, so it was compared with nothing"
-    return Completed(message=f"canary of {recipe}: {entry['seconds_in_all']:.0f} s, {against}", data=entry)
+    busy = "" if entry["others"] <= QUIET else f"; times were not judged, since others used {entry['others']:.0%} of the machine"
+    return Completed(message=f"canary of {recipe}: {entry['seconds_in_all']:.0f} s, {against}{busy}", data=entry)
 
 
 def compare(earlier: Sequence[dict[str, Any]], entry: dict[str, Any], slower_than: float = 1.5) -> list[str]:
@@ -77,13 +83,14 @@ def compare(earlier: Sequence[dict[str, Any]], entry: dict[str, Any], slower_tha
     if not earlier:
         return []
     last, changes = earlier[-1], []
+    quiet = [old for old in earlier if old.get("others", 0.0) <= QUIET][-COMPARED:] if entry.get("others", 0.0) <= QUIET else []
     for name, stage in entry["stages"].items():
         before = last["stages"].get(name)
         if before is None:
             changes.append(f"{name} is new in the line")
         elif stage["hash"] != before["hash"]:
             changes.append(_changed(name, before, stage))
-        times = [old["stages"][name]["seconds"] for old in earlier[-COMPARED:] if name in old["stages"]]
+        times = [old["stages"][name]["seconds"] for old in quiet if name in old["stages"]]
         if len(times) >= LEAST and stage["seconds"] > (usual := statistics.median(times)) * slower_than + GRACE_S:
             changes.append(f"{name} took {stage['seconds']:.0f} s, and usually takes {usual:.0f} s")
     changes += [f"{name} is no longer in the line" for name in last["stages"] if name not in entry["stages"]]
@@ -159,6 +166,19 @@ def _run(place: Path, recipe: str, threads: int) -> dict[str, Any]:
         last = "\n".join(lines[-20:])
         raise RuntimeError(f"canary: the line itself failed with code {process.returncode}, so there is nothing to compare. Its last lines:\n{last}")
     return json.loads(lines[-1])
+
+
+def _processor_seconds() -> tuple[float, float, float]:
+    """Now, and the processor's seconds since the machine began: of everybody (stolen ones too), and of what this process has started and seen end."""
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9])
+    ours = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.monotonic(), (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), ours.ru_utime + ours.ru_stime
+
+
+def _others(began: tuple[float, float, float]) -> float:
+    """Share of the machine's cores that others used since then."""
+    wall, everybody, ours = (now - then for now, then in zip(_processor_seconds(), began, strict=True))
+    return round(max(0.0, everybody - ours) / max(wall, 0.1) / (os.cpu_count() or 1), 3)
 
 
 def _end_with_parent() -> None:

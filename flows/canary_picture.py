@@ -39,7 +39,8 @@ def _axes(entries: Sequence[dict[str, Any]], top: float) -> str:
     for share in (0.0, 0.5, 1.0):
         y = _at(0, share * top, 1, top)[1]
         lines.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#dddddd"/><text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{share * top:.0f} s</text>')
-    ends = [(LEFT, "start", entries[0]["at"][:10]), (WIDTH - RIGHT, "end", entries[-1]["at"][:10])] if entries else []
+    first, last = (entries[index]["at"][:16].replace("T", " ") for index in (0, -1)) if entries else ("", "")
+    ends = [(LEFT, "start", first), (WIDTH - RIGHT, "end", last)] if len(entries) > 1 else [(LEFT, "start", first)]
     return "".join(lines + [f'<text x="{x}" y="{HEIGHT - 14}" text-anchor="{anchor}">{text}</text>' for x, anchor, text in ends])
 
 

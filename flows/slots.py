@@ -24,7 +24,7 @@ LEASE_S = 60.0  # the least that Prefect takes: so long a killed holder's place 
 TRY_S = 15.0
 PAUSE_S = 2.0
 FULL = 423  # what the server says where no slot is free
-STALE_S = 90.0  # the queue says no although the host has had free slots for so long: whoever it waits for is gone
+STALE_S = 15.0  # the queue says no although the host has had free slots for so long: whoever it waits for is gone, and its lease will say so a minute later
 
 
 def name_of(kind: str) -> str:

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -102,21 +102,21 @@ def _experiment_id(uri: str) -> str:
         if found := store.get_experiment_by_name(EXPERIMENT):
             if found.lifecycle_stage == "deleted":
                 store.restore_experiment(found.experiment_id)
-            for name, text in _tags().items():
-                if name not in found.tags or (name not in KIND and found.tags[name] != text):  # a kind that somebody chose stays
-                    store.set_experiment_tag(found.experiment_id, name, text)
-            return found.experiment_id
+            return _with_pages(store, found.experiment_id, found.tags)
         try:
-            return store.create_experiment(EXPERIMENT, artifact_location=str(home() / "mlflow" / "artifacts") if is_embedded() else None, tags=_tags())
+            made = store.create_experiment(EXPERIMENT, artifact_location=str(home() / "mlflow" / "artifacts") if is_embedded() else None)
+            return _with_pages(store, made, {})
         except MlflowException:  # another process, on a server, was faster
             if found := store.get_experiment_by_name(EXPERIMENT):
                 return found.experiment_id
             raise
 
 
-def _tags() -> dict[str, str]:
-    """Of the experiment: its kind, and the pages prepared in it."""
-    return {**KIND, **views.tags()}
+def _with_pages(store: MlflowClient, experiment: str, kept: Mapping[str, str]) -> str:
+    """The experiment, with the pages prepared in it as this version has them; a kind that somebody chose stays."""
+    for name, text in {**({} if KIND.keys() & kept.keys() else KIND), **views.outdated(kept, experiment)}.items():
+        store.set_experiment_tag(experiment, name, text)
+    return experiment
 
 
 def _aim_mlflow_at(uri: str) -> None:

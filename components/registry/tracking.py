@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from components.registry.lineage import PINS, lineage
 from components.registry.load import SystemLoad
-from components.registry.metrics import MetricSink
+from components.registry.metrics import MetricSink, send_unsent
 from components.registry.store import answering, client, experiment_id, locked, prepare, store_uri
 from components.registry.views import TRAINING
 from components.schema.records import Record
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 __all__ = [
-    "MetricSink", "SystemLoad", "artifact_link", "attach", "close_stage", "lineage", "lineage_of", "log_folder", "log_inputs", "log_pins", "open_pipeline", "open_stage", "prepare", "store_uri",
+    "MetricSink", "SystemLoad", "artifact_link", "attach", "close_stage", "lineage", "lineage_of", "log_folder", "log_inputs", "log_pins", "open_pipeline", "open_stage", "prepare", "send_unsent", "store_uri",
 ]  # fmt: skip
 
 LONGEST_PARAM, LONGEST_TAG = 6000, 5000  # MLflow refuses longer ones

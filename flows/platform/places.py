@@ -33,8 +33,8 @@ class Places:
     """A worker's limit, in the place of Prefect's own (anyio.CapacityLimiter), which knows of one worker only and forgets what outlives it."""
 
     def __init__(self) -> None:
-        self.taken: dict[UUID, int] = {}
-        """By flow run: the locked file."""
+        self.taken: list[tuple[UUID, int]] = []
+        """Flow run and locked file, as they were taken; a run is there twice while an older try at it is ending."""
 
     @property
     def borrowed_tokens(self) -> int:
@@ -45,20 +45,22 @@ class Places:
         for number in range(count()):
             file = slots.open_lock(_path(number))
             if slots.try_lock(file):
-                self.taken[borrower] = file
+                self.taken.append((borrower, file))
                 return
             os.close(file)
         raise anyio.WouldBlock
 
     def release_on_behalf_of(self, borrower: UUID) -> None:
-        """Our own copy; a process that inherited it goes on holding. Errors: RuntimeError where it holds none, as the one it stands for."""
-        if borrower not in self.taken:
+        """Our own copy; a process that inherited it goes on holding. Errors: RuntimeError where it holds none, as with Prefect's own."""
+        held = next((entry for entry in self.taken if entry[0] == borrower), None)
+        if held is None:
             raise RuntimeError(f"flow run {borrower} holds no place")
-        os.close(self.taken.pop(borrower))
+        self.taken.remove(held)
+        os.close(held[1])
 
-    def file_of(self, borrower: str | None) -> tuple[int, ...]:
-        """What the process of a flow run is to inherit."""
-        return tuple(file for run, file in self.taken.items() if str(run) == borrower)
+    def files_of(self, borrower: str | None) -> tuple[int, ...]:
+        """What the process of a flow run is to inherit: the place that was taken for it last."""
+        return tuple(file for run, file in self.taken if str(run) == borrower)[-1:]
 
 
 def free() -> int:
@@ -67,4 +69,4 @@ def free() -> int:
 
 
 def _path(number: int) -> Path:
-    return slots.folder() / f"run-{number}.lock"
+    return slots.folder() / f"place-{number}.lock"

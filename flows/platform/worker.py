@@ -44,7 +44,7 @@ async def run_in_our_log(command: list[str], *, stream_output: Any = None, task_
     """Prefect's `run_process`, the standard output left as it is, and with the run's place to hold."""
     from prefect.utilities.processutils import open_process
 
-    place = places.file_of((kwargs.get("env") or {}).get("PREFECT__FLOW_RUN_ID"))
+    place = places.files_of((kwargs.get("env") or {}).get("PREFECT__FLOW_RUN_ID"))
     async with open_process(command, stdout=None, stderr=None, pass_fds=place, **kwargs) as process:
         if task_status is not None:
             task_status.started(task_status_handler(process) if task_status_handler else process.pid)

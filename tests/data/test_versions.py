@@ -3,10 +3,13 @@
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import yaml
+import zc.lockfile
 
 from components.data.versioning import params, versions
 from components.schema.config import BadInput
@@ -204,3 +207,13 @@ def test_a_dataset_without_a_curriculum_is_made_of_its_sources_alone(project):
     dataset, ran = make(plain)
     assert ran == list(versions.STEPS) and dataset.chats.counts["chats"] == 9 and dataset.preferences.counts["pairs"] == 0
     assert make(plain) == (dataset, []) and versions.status(plain) == {}
+
+
+def test_two_looks_at_the_data_at_the_same_time_wait_for_each_other(project, monkeypatch):
+    monkeypatch.setattr("dvc.lock.DEFAULT_TIMEOUT", 0.06)  # seconds until DVC would give up
+    (project / ".dvc" / "tmp").mkdir(exist_ok=True)
+    other = zc.lockfile.LockFile(str(project / ".dvc" / "tmp" / "lock"))
+    threading.Timer(0.5, other.close).start()
+    began = time.monotonic()
+    with versions._repository() as repo, repo.lock:
+        assert time.monotonic() - began >= 0.5

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from flows.canary import _clone, _comparable, compare, history
+from flows.canary import _clone, _comparable, _others, _processor_seconds, compare, history
 from flows.canary_picture import picture, svg
 from tests.flows.project import Project
 
@@ -45,6 +47,20 @@ def test_a_change_is_told_once_since_the_next_one_is_compared_with_it() -> None:
 def test_a_stage_that_takes_twice_as_long_is_a_change_from_the_fourth_canary_on() -> None:
     assert compare([entry(), entry()], entry(60.0)) == []
     assert compare([entry(), entry(), entry()], entry(60.0)) == ["pretrain took 60 s, and usually takes 20 s"]
+
+
+def test_times_of_a_busy_machine_are_neither_judged_nor_what_others_are_judged_by() -> None:
+    assert compare([entry(), entry(), entry()], {**entry(60.0), "others": 0.6}) == []
+    assert compare([entry(), entry(), {**entry(60.0), "others": 0.6}], entry(60.0)) == []
+    assert compare([entry(), entry(), entry()], {**entry(60.0), "others": 0.1})
+
+
+def test_others_are_seen_and_what_was_started_here_is_not_counted_among_them() -> None:
+    began = _processor_seconds()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"], check=True)
+    _wall, everybody, ours = (now - then for now, then in zip(_processor_seconds(), began, strict=True))
+    assert ours >= 0.5 and everybody >= ours - 0.1  # ticks of 10 ms, on every core
+    assert 0.0 <= _others(began) <= 1.0
 
 
 def test_short_stages_may_take_ten_seconds_more() -> None:

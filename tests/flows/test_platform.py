@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import signal
 import socket
@@ -236,6 +237,9 @@ def test_prefects_worker_still_has_the_places_that_ours_changes() -> None:
     from prefect.workers import base
 
     assert callable(base.critical_service_loop) and callable(_starter_engine.run_process)
+    source = inspect.getsource(base.BaseWorker)
+    for place in ("async def setup(", "async def _submit_run(", "self._limiter.acquire_on_behalf_of_nowait(flow_run.id)", "self._limiter.release_on_behalf_of(flow_run_id)", "self._submitting_flow_run_ids"):
+        assert place in source, place
 
 
 # ---------------------------------------------------------------- who uses it

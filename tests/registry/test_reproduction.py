@@ -205,6 +205,7 @@ def test_nothing_is_left_of_a_worktree_whose_folder_was_deleted_by_hand(project:
     assert (reproduction.prepared(made, tmp_path / "again").code / "train.py").read_text() == "rate = 2\n"
 
 
+@pytest.mark.slow
 def test_data_that_lies_only_in_the_store_that_machines_share_is_brought_from_there(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dvc.repo import Repo
 

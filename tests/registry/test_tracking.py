@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from components.registry import tracking
+from components.registry import store, tracking, views
 from components.registry.store import client, experiment_id, store_uri
-from components.registry.tracking import MetricSink, close_stage, flatten, lineage, log_inputs, open_pipeline, open_stage
-from components.schema.config import BadInput
+from components.registry.tracking import MetricSink, close_stage, flatten, lineage, log_inputs, open_pipeline, open_stage, send_unsent
+from components.schema.config import BadInput, Unavailable
 from components.schema.records import Record, Sample
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +152,41 @@ def test_a_store_that_is_away_for_a_while_loses_nothing_and_is_said_once(home: P
     assert history(sink.run_id, "loss") == [(s, float(s)) for s in range(5)]
 
 
+def test_metrics_that_a_killed_stage_had_not_sent_are_sent_by_whoever_goes_on_with_it(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store was away from step 3 on; the stage was killed after step 7 and resumed from a checkpoint at step 6."""
+    run_id, journal = open_stage(None, "sft", IDENTITY, {}, {}), tmp_path / "work" / "unsent.jsonl"
+    monkeypatch.setattr("components.registry.metrics.EVERY_S", 60)
+    first = MetricSink(run_id, journal)
+    for step in range(3):
+        first.log({"loss": float(step)}, step)
+    assert first.flush() and not journal.read_text()
+    for step in range(3, 8):
+        first.log({"loss": float(step), "lr": 0.1}, step)
+    with journal.open("a") as file:
+        file.write('["loss", 8.0, 17')  # the kill
+    second = MetricSink(run_id, journal)
+    for step in range(6, 10):
+        second.log({"loss": float(step), "lr": 0.1}, step)
+    second.close()
+    assert history(run_id, "loss") == [(s, float(s)) for s in range(10)]
+    assert history(run_id, "lr") == [(s, 0.1) for s in range(3, 10)] and not journal.read_text()
+
+
+def test_a_stage_does_not_end_before_its_metrics_are_sent(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id, journal = open_stage(None, "sft", IDENTITY, {}, {}), tmp_path / "unsent.jsonl"
+    send_unsent(run_id, journal)
+    journal.write_text('["loss", 1.0, 1700000000000, 4]\n')
+
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("connection refused")
+
+    with monkeypatch.context() as context, pytest.warns(UserWarning, match="connection refused"), pytest.raises(Unavailable, match="would have a gap"):
+        context.setattr("mlflow.MlflowClient.log_batch", away)
+        send_unsent(run_id, journal)
+    send_unsent(run_id, journal)
+    assert history(run_id, "loss") == [(4, 1.0)] and not journal.read_text()
+
+
 def test_an_answer_that_was_lost_after_the_store_had_written_makes_no_doubles(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = MetricSink(open_stage(None, "sft", IDENTITY, {}, {}))
     real, answers = sink._client.log_batch, iter([False, True])
@@ -237,3 +273,31 @@ def test_lineage_works_outside_a_checkout_and_names_what_is_installed(tmp_path: 
     assert found["packages"]["torch"] == torch.__version__ and f"torch=={torch.__version__}" in found["installed"]
     assert found["cores"] == os.cpu_count() and found["cpu"]
     assert tracking.lineage is lineage
+
+
+# ---------------------------------------------------------------- prepared pages
+
+
+def test_the_experiment_keeps_a_page_of_curves_for_each_kind_of_training_and_renews_an_older_one(home: Path) -> None:
+    name = f"{views.SHARED}{views.key('pretrain')}"
+    kept = client().get_experiment(experiment_id()).tags
+    page = json.loads(kept[name])
+    assert page["searchFilter"] == "tags.`modelyard.stage` = 'pretrain'" and page["compareRunCharts"][0]["metricKey"] == "loss"
+    by_tokens = next(chart for chart in page["compareRunCharts"] if chart["displayName"] == "loss by tokens")
+    assert (by_tokens["metricKey"], by_tokens["xAxisKey"], by_tokens["selectedXAxisMetricKey"]) == ("loss", "metric", "tokens")
+    client().set_experiment_tag(experiment_id(), name, "an older one")
+    store._experiment_id.cache_clear()
+    kept = client().get_experiment(experiment_id()).tags
+    assert json.loads(kept[name]) == page and kept[views.NOTE].count("viewStateShareKey=modelyard-pretrain") == 1
+
+
+def test_a_note_and_a_kind_that_somebody_wrote_on_the_experiment_stay(home: Path) -> None:
+    for name in (views.NOTE, "mlflow.experimentKind"):
+        client().set_experiment_tag(experiment_id(), name, "written by hand")
+    store._experiment_id.cache_clear()
+    kept = client().get_experiment(experiment_id()).tags
+    assert kept[views.NOTE] == kept["mlflow.experimentKind"] == "written by hand"
+
+
+def test_prepared_pages_fit_into_a_tag() -> None:
+    assert max(map(len, views.tags("12345").values())) <= 5000  # MLflow's limit

@@ -15,6 +15,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -245,9 +246,10 @@ class Loaded:
         return False
 
     def lose_everything(self) -> None:
-        """A power cut: all at once, the database too."""
+        """A power cut: all at once, the database too; the folder of locks lies in memory and is empty afterwards."""
         self.postgres.kill()
         self.machine.lose()
+        shutil.rmtree(self.machine.environment["MODELYARD_SLOT_LOCKS"])
 
     def restore(self) -> None:
         self.postgres.start()

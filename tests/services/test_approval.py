@@ -150,8 +150,7 @@ def test_an_answer_about_another_champion_is_asked_anew_with_the_reason(rig: Rig
 
 
 def test_what_nobody_answers_is_held(rig: Rig, asks: str) -> None:
-    rig.kill("worker")
-    rig.environment["MODELYARD_APPROVAL_DAYS"] = "0.00001"
-    rig.start("worker")
-    run = until(rig, begin(rig, asks, name="five", identity="f"), "Held")
+    soon = {"env": {"MODELYARD_APPROVAL_DAYS": "0.00001"}}
+    asked = {"parameters": {"name": "five", "identity": "f"}, "state": {"type": "SCHEDULED"}, "job_variables": soon}
+    run = until(rig, rig.api("POST", f"/deployments/{asks}/create_flow_run", asked)["id"], "Held")
     assert "nobody answered until" in run["state"]["message"] and champion(rig, "five") == "-"
