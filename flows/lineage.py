@@ -77,7 +77,7 @@ def _told(node: Node) -> str:
             seed = facts["seed"] if facts["seed"] is not None else ""
             parts = [facts["identity"][:SHORT], code and f"code {code}", seed != "" and f"seed {seed}", _seconds(facts["work_seconds"]), facts["ended"], facts.get("init_from")]
         case "data":
-            parts = [(facts.get("md5") or facts.get("identity", ""))[:SHORT], _size(facts.get("bytes")), facts.get("files") and f"{facts['files']} files"]
+            parts = [(facts.get("md5") or facts.get("identity", ""))[:SHORT], _size(facts.get("bytes")), facts.get("files") and f"{facts['files']} file{'' if facts['files'] == 1 else 's'}"]
         case "source":
             parts = [facts.get("pin", "")] if "pin" in facts else [", ".join(f"{name} {value}" for name, value in facts.items())]
         case _:
@@ -88,7 +88,7 @@ def _told(node: Node) -> str:
 def _size(count: int | None) -> str:
     if count is None:
         return ""
-    return next(f"{count / 1000**power:.1f} {unit}" for power, unit in ((3, "GB"), (2, "MB"), (1, "kB"), (0, "B")) if count >= 1000**power or power == 0)
+    return next((f"{count / 1000**power:.1f} {unit}" for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")) if count >= 1000**power), f"{count} B")
 
 
 def _seconds(seconds: float | None) -> str:

@@ -29,10 +29,10 @@ def missed(catch_up: CatchUp, late_minutes: int) -> str | None:
         return None
     due = run.expected_start_time
     late = (datetime.now(UTC) - due).total_seconds() / 60
-    if (later := _later_than(run.deployment_id, due)) is not None:
-        return f"its time was {due:%Y-%m-%d %H:%M} UTC, and the run of {later:%Y-%m-%d %H:%M} UTC is due too: that one does the work of both"
     if catch_up == "none" and late > late_minutes:
         return f"its time was {due:%Y-%m-%d %H:%M} UTC, {late:.0f} minutes ago, and what is more than {late_minutes} minutes late is left out (catch_up: none)"
+    if (later := _later_than(run.deployment_id, due)) is not None:
+        return f"its time was {due:%Y-%m-%d %H:%M} UTC, and the run of {later:%Y-%m-%d %H:%M} UTC is due too: that one does the work of both"
     return None
 
 

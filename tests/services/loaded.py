@@ -251,6 +251,17 @@ class Loaded:
         self.machine.lose()
         shutil.rmtree(self.machine.environment["MODELYARD_SLOT_LOCKS"])
 
+    def begin_anew(self) -> None:
+        """After something that did not end well: every process new, every run over, every result aside."""
+        self.machine.lose()
+        if not self.answers("postgres"):
+            self.postgres.kill()
+            self.postgres.start()
+        self.machine.up()
+        for run in self.prefect.ask("POST", "/flow_runs/filter", {"flow_runs": {"state": {"type": {"not_any_": ["COMPLETED", "FAILED", "CANCELLED"]}}}}):
+            self.prefect.ask("POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLED", "name": "Cancelled"}, "force": True})
+        self.set_aside()
+
     def restore(self) -> None:
         self.postgres.start()
         self.machine.up()
