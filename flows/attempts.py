@@ -17,12 +17,13 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from components import slots
 from components.launch import ask_to_end, leave
@@ -124,7 +125,7 @@ class Attempt:
         """Stop working, say nothing to the server: the run is not ours to speak of."""
         logger.warning("flow run %s: %s; this process ends", self.flow_run_id, why)
         leave(GRACE_S)
-        os._exit(0)  # 0: a worker reports every other code as a crash of the run
+        end_process(f"{why}, so this process ended. What was done is kept")
 
     def _cancel(self, client: Any) -> None:
         """What the worker would do, were it there: stages end with a checkpoint, the run is Cancelled."""
@@ -137,7 +138,7 @@ class Attempt:
             settle(client, client.read_flow_run(uuid.UUID(self.flow_run_id)), Cancelled(message="Its run was cancelled."))
         with suppress(Exception):
             client.set_flow_run_state(uuid.UUID(self.flow_run_id), Cancelled(message="Cancelled by the flow's own process; what was done is kept."), force=True)
-        os._exit(0)
+        end_process("this run was cancelled. What was done is kept: the same command goes on from there")
 
 
 def begin(flow_run_id: str) -> None:
@@ -150,8 +151,6 @@ def begin(flow_run_id: str) -> None:
 
 def begin_for_engine() -> None:
     """In a process that Prefect started for one flow run, before the run is Running."""
-    import sys
-
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
     if main is not None and main.name in ("prefect.engine", "prefect.flow_engine") and (flow_run_id := os.environ.get("PREFECT__FLOW_RUN_ID")):
         from flows import outages
@@ -170,6 +169,14 @@ def begin_here() -> None:
     if root:
         with suppress(Exception):
             begin(str(root))
+
+
+def end_process(why: str) -> NoReturn:
+    """At once, past Prefect's engine, which would speak for the run. A worker reports every code but 0 as a crash; a person's command did not succeed."""
+    if "PREFECT__FLOW_RUN_ID" in os.environ:
+        os._exit(0)
+    print(f"error: run: {why}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def holder(flow_run_id: str) -> Holder | None:

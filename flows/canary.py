@@ -82,17 +82,20 @@ def compare(earlier: Sequence[dict[str, Any]], entry: dict[str, Any], slower_tha
     """What is not as it used to be, a sentence for each; nothing where there is no earlier canary. Results against the last one, times against the median of the last few."""
     if not earlier:
         return []
-    last, changes = earlier[-1], []
+    last, changes, others = earlier[-1], [], []
     quiet = [old for old in earlier if old.get("others", 0.0) <= QUIET][-COMPARED:] if entry.get("others", 0.0) <= QUIET else []
     for name, stage in entry["stages"].items():
         before = last["stages"].get(name)
         if before is None:
             changes.append(f"{name} is new in the line")
         elif stage["hash"] != before["hash"]:
-            changes.append(_changed(name, before, stage))
+            others.append(name)
         times = [old["stages"][name]["seconds"] for old in quiet if name in old["stages"]]
         if len(times) >= LEAST and stage["seconds"] > (usual := statistics.median(times)) * slower_than + GRACE_S:
             changes.append(f"{name} took {stage['seconds']:.0f} s, and usually takes {usual:.0f} s")
+    if others:  # what comes after a stage with another result has another one too, for no reason of its own
+        after = f"; after it so have {', '.join(others[1:])}" if others[1:] else ""
+        changes.insert(0, _changed(others[0], last["stages"][others[0]], entry["stages"][others[0]]) + after)
     changes += [f"{name} is no longer in the line" for name in last["stages"] if name not in entry["stages"]]
     return changes
 

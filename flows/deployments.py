@@ -110,7 +110,7 @@ def _schedule(cron: str, timezone: str) -> DeploymentScheduleCreate:
         return DeploymentScheduleCreate(schedule=CronSchedule(cron=cron, timezone=timezone), active=True, slug="modelyard-deploy")
     except ValueError as error:
         said = str(error).partition("Value error, ")[2].partition(" [type=")[0] or str(error)
-        raise BadInput(f"deploy: --cron {cron!r} --timezone {timezone!r} is no time that ever comes ({said}). Write for example --cron '0 3 * * 1' --timezone Europe/Berlin") from None
+        raise BadInput(f"schedule: --cron {cron!r} --timezone {timezone!r} is no time that ever comes ({said}). Write for example --cron '0 3 * * 1' --timezone Europe/Berlin") from None
 
 
 def _server() -> str:

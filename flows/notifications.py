@@ -32,7 +32,7 @@ from flows.announce import APPROVAL_SETTLED, APPROVAL_WAITING, BUDGET_SPENT, DAT
 
 CHANNELS = {"webhook": "custom-webhook/modelyard-webhook", "slack": "slack-webhook/modelyard-slack", "slack-like": "custom-webhook/modelyard-slack", "email": "email-server-credentials/modelyard-email"}
 ADDRESSES, CURSOR = "modelyard_email", "modelyard_notified_"  # Prefect variables: who writes to whom; how far each channel has come
-RUN_EVENTS = ("prefect.flow-run.Failed", "prefect.flow-run.TimedOut", "prefect.flow-run.Crashed")
+RUN_EVENTS = tuple(f"prefect.flow-run.{state}" for state in ("Failed", "TimedOut", "Crashed", "Changed"))  # events are named after a state's name, not its type; Changed: the canary's
 OURS = (GATE_DECIDED, APPROVAL_WAITING, APPROVAL_SETTLED, DATA_CHANGED, SCORE_DROPPED, BUDGET_SPENT)
 CRASH_SETTLES_S = 90.0  # a crashed run that is not started again within this is told of
 LOOK_BACK = timedelta(minutes=2)  # an event may arrive later than a younger one
@@ -154,7 +154,7 @@ def _about_run(event: dict[str, Any]) -> Message | None:
             return None  # it is running again, or ended otherwise and is told of by that
         if datetime.now(UTC) - _time(event["occurred"]) < timedelta(seconds=CRASH_SETTLES_S):
             raise Unsettled
-    how = {"Failed": "failed", "TimedOut": "ran out of time", "Crashed": "crashed and was not started again"}[told]
+    how = {"Failed": "failed", "TimedOut": "ran out of time", "Crashed": "crashed and was not started again", "Changed": "found a change"}[told]
     return Message(f"Run {run['name']} {how}", f"{event['resource'].get('prefect.state-message') or 'It did not say why.'}\n{address_of(run_id)}")
 
 

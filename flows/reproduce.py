@@ -55,11 +55,12 @@ def reproduce(request: Request) -> Report:
         for stage in plan.records:
             made[stage] = run_again(plan, place, stage, dict(made))
         report = judgement.judged(plan, place, made, notes, time.time() - began)
-        if report.identical and not request.keep:
+        leaves = not report.identical or bool(request.keep)
+        report = report if leaves else report.model_copy(update={"folder": None})
+        judgement.keep(plan, report)
+        _card(report)
+        if not leaves:  # last: an environment is a hundred thousand files, which take minutes
             reproduction.remove(folder)
-            report = report.model_copy(update={"folder": None})
-    judgement.keep(plan, report)
-    _card(report)
     if not report.identical:
         raise Differs(report)
     return report
@@ -68,6 +69,8 @@ def reproduce(request: Request) -> Report:
 @task(name="prepare", persist_result=False)
 def prepare(plan: Plan, folder: Path) -> Place:
     """The recorded code in a checkout of its own."""
+    if plan.request.fresh_environment:
+        _say(f"environment: pip installs what was there then ({len(plan.made['installed'])} packages are known), which takes minutes")
     return reproduction.prepared(plan, folder)
 
 

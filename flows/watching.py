@@ -2,7 +2,7 @@
 
 A duty is a name, how often it is due in seconds, and a function without arguments. Each has a thread of its own, so that none waits for another;
 one that fails says so and is called again when it is due. Duties in ONCE concern the whole platform: of all machines' watches one does them, the one that
-holds a slot of the server's; when it dies, another one takes over within a minute.
+holds a slot of the server's; when it dies, another one takes over within a minute or two.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from components.registry import models
-from components.registry.store import answering, client, experiment_id, store_uri
+from components.registry.store import answering, asks_store, client, experiment_id, store_uri
 from components.registry.tracking import whole_lineage
 from components.schema.config import BadInput
 from components.schema.records import Record
@@ -80,6 +80,7 @@ class Ancestry:
         return walk(node)
 
 
+@asks_store
 def trace(uri: str) -> Ancestry:
     """The ancestry of `models:/name@alias` or `models:/name/3`. Errors: BadInput, naming what there is."""
     return _Tracer(uri).trace()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+from components.registry import children
 from components.schema.config import BadInput
 
 OURS = "modelyard"
@@ -42,6 +42,6 @@ def _base(version: str) -> str:
 
 
 def _run(command: list[str], what: str) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    done = children.run(command)
     if done.returncode:
         raise BadInput(f"reproduce: {what}:\n{done.stdout[-1500:]}\nRun again with pip's index in reach, or leave --fresh-environment out")

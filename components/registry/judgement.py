@@ -16,7 +16,7 @@ from typing import Any
 
 from components.registry import installing, reproduction
 from components.registry.reproduction import Place, Plan
-from components.registry.store import client
+from components.registry.store import asks_store, client
 from components.registry.working_tree import git
 from components.schema.config import Config
 from components.schema.records import File, Record
@@ -91,6 +91,7 @@ def judged(plan: Plan, place: Place, made: Mapping[str, Path], notes: tuple[str,
     )
 
 
+@asks_store
 def keep(plan: Plan, report: Report) -> None:
     """Leave the report with the release's run, and on the version what came out. Only where nothing was asked to differ."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
@@ -155,9 +156,13 @@ def _environment(plan: Plan, records: Mapping[str, Record], now: Mapping[str, An
         yield f"Python {now['python']}, was {then['python']}"
     versions = [dict(line.split("==", 1) for line in lines if "==" in line) for lines in (then["installed"], now["installed"])]
     key = set(then.get("packages", {}))
-    changed = sorted((name for name in versions[0].keys() | versions[1].keys() if name != installing.OURS and versions[0].get(name) != versions[1].get(name)), key=lambda name: (name not in key, name))
+    gone = sorted(versions[0].keys() - versions[1].keys() - {installing.OURS}, key=lambda name: (name not in key, name))
+    changed = sorted((name for name in versions[1] if name != installing.OURS and versions[0].get(name) != versions[1][name]), key=lambda name: (name not in key, name))
     if changed:
-        yield "packages: " + _some([f"{name} {versions[1].get(name, 'absent')}, was {versions[0].get(name, 'absent')}" for name in changed])
+        yield "packages: " + _some([f"{name} {versions[1][name]}, was {versions[0].get(name, 'absent')}" for name in changed])
+    if gone:
+        why = ", since the project itself does not ask for them" if plan.request.fresh_environment else ""
+        yield f"{len(gone)} packages that were there are not installed{why}: {_some([f'{name} {versions[0][name]}' for name in gone])}"
     variables = [side.get("environment", {}) for side in (then, now)]
     for name in sorted(variables[0].keys() | variables[1].keys()):
         if name != "MODELYARD_HUB_MIRROR" and variables[0].get(name) != variables[1].get(name):

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from components.registry.store import answering, client, experiment_id, locked, store_uri
+from components.registry.store import answering, asks_store, client, experiment_id, locked, store_uri
 from components.registry.tracking import log_folder, log_inputs
 from components.schema.config import BadInput
 
@@ -32,6 +32,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 ROLLED_BACK = "rolled_back"  # the action of a version that was champion and is no longer wanted
 
 
+@asks_store
 def release(
     name: str,
     checkpoint: Path,
@@ -62,6 +63,7 @@ def release(
     return version
 
 
+@asks_store
 def register(name: str, checkpoint: Path, run_id: str, tags: Mapping[str, str], inputs: Mapping[str, tuple[str | Path, str]] | None = None) -> str:
     """Make a transformers folder a version of `name`, or find the version its identity has already. Returns the version.
 
@@ -85,11 +87,13 @@ def register(name: str, checkpoint: Path, run_id: str, tags: Mapping[str, str], 
         return str(version.version)
 
 
+@asks_store
 def set_alias(name: str, alias: str, version: str) -> None:
     """Point an alias at a version; it leaves the version it was on."""
     client().set_registered_model_alias(name, alias, version)
 
 
+@asks_store
 def champion(name: str) -> dict[str, Any] | None:
     """{"version", "identity", "scores"} of the released version, or None where nothing was released yet."""
     found = _version_at(name, CHAMPION)
@@ -98,6 +102,7 @@ def champion(name: str) -> dict[str, Any] | None:
     return {"version": str(found.version), "identity": found.tags.get(IDENTITY), "scores": json.loads(found.tags.get(SCORES, "{}"))}
 
 
+@asks_store
 def evidence(name: str, version: str) -> Path | None:
     """The folder that was released with a version, downloaded where the store is remote; None where there is none, or none any more."""
     found = _version_numbered(name, version)
@@ -112,6 +117,7 @@ def evidence(name: str, version: str) -> Path | None:
         return Path(download_artifacts(run_id=run_id, artifact_path="gate", tracking_uri=store_uri()))
 
 
+@asks_store
 def settle(uri: str, approved: bool, who: str, why: str = "", anyway: bool = False) -> str:
     """A person's word on a version that waits: champion from now on, or held for good. Gives what was done, in a sentence.
 
@@ -138,6 +144,7 @@ def settle(uri: str, approved: bool, who: str, why: str = "", anyway: bool = Fal
     return f"models:/{name}/{version} is the champion now; before it was {before}" if approved else f"models:/{name}/{version} is held; the champion stays {champion_now}"
 
 
+@asks_store
 def rollback(name: str, who: str, why: str = "", to: str | None = None) -> str:
     """Give the alias champion back to the one before, or to the version `to`. The version that loses it stays registered. Gives what was done, in a sentence.
 
@@ -161,11 +168,13 @@ def rollback(name: str, who: str, why: str = "", to: str | None = None) -> str:
     return f"models:/{name}/{target} is the champion again; models:/{name}/{left} was rolled back"
 
 
+@asks_store
 def numbers(name: str) -> list[str]:
     """Every version of a registered model, the oldest first."""
     return [str(version.version) for version in _versions(name)]
 
 
+@asks_store
 def champions(name: str) -> list[dict[str, str]]:
     """Every move of the alias, the oldest first: version, how (gate, approved, rollback), who, why, at."""
     if not _registered(name):
@@ -208,6 +217,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@asks_store
 def fetch(uri: str) -> Path:
     """The folder of `models:/name@alias` or `models:/name/3`, downloaded where the store is remote. Errors: BadInput, naming what there is."""
     found = version_called(uri)
@@ -216,18 +226,21 @@ def fetch(uri: str) -> Path:
     return Path(download_artifacts(artifact_uri=client().get_model_version_download_uri(found.name, found.version), tracking_uri=store_uri()))
 
 
+@asks_store
 def look_up(uri: str) -> tuple[str, str, dict[str, str]]:
     """(name, version, tags) of `models:/name@alias` or `models:/name/3`. Errors: BadInput, naming what there is."""
     found = version_called(uri)
     return found.name, str(found.version), dict(found.tags)
 
 
+@asks_store
 def name_and_version(uri: str) -> tuple[str, str]:
     """Which model and version `models:/name@alias` or `models:/name/3` is. Errors: BadInput, naming what there is."""
     found = version_called(uri)
     return found.name, str(found.version)
 
 
+@asks_store
 def released(identity: str) -> tuple[str, dict[str, str]] | None:
     """(models:/NAME/VERSION, tags) of what a release stage of this identity has registered, on whichever machine; None where none has ended."""
     with answering(store_uri()):
@@ -237,11 +250,13 @@ def released(identity: str) -> tuple[str, dict[str, str]] | None:
     return (f"models:/{found.name}/{found.version}", dict(found.tags)) if found else None
 
 
+@asks_store
 def has(name: str, identity: str) -> bool:
     """Whether a version of `name` is the model of this identity."""
     return _version_with(name, identity) is not None
 
 
+@asks_store
 def version_called(uri: str) -> ModelVersion:
     """The version that `models:/name@alias` or `models:/name/3` names. Errors: BadInput, naming what there is."""
     parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)

@@ -15,12 +15,11 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from components.registry import ancestry, installing, models
+from components.registry import ancestry, children, installing, models
 from components.registry.lineage import PINS, WATCHED
 from components.registry.tracking import whole_lineage
 from components.registry.weights import locate
@@ -149,10 +148,12 @@ def prepared(plan: Plan, folder: Path) -> Place:
 
 
 def remove(folder: Path) -> None:
-    """Take a reproduction away: the worktree from Git's list, then the files. Anything else is left alone."""
+    """Take a reproduction away: the worktree from Git's list, then the files. Anything else is left alone. One that is cut off is gone on with the next time."""
     if (folder / MARK).is_file():
+        (folder / "place.json").unlink(missing_ok=True)  # first: what is half removed is nothing to go on with
         git(Path.cwd(), "worktree", "remove", "--force", "--force", str(folder / "code"))
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in (*folder.glob("*/"), folder):  # the mark goes with the last: without it the rest would be somebody else's
+            shutil.rmtree(path, ignore_errors=True)
     git(Path.cwd(), "worktree", "prune")
 
 
@@ -252,8 +253,7 @@ def content(place: Place, step: str, md5: str) -> str | None:
 
 def _dvc(place: Place, *words: str) -> str:
     """Run dvc there; what it said. That it failed shows in what is there afterwards."""
-    done = subprocess.run([place.python, "-m", "dvc", *words], cwd=place.code, env=place.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    return done.stdout
+    return children.run([place.python, "-m", "dvc", *words], cwd=place.code, env=place.environment).stdout
 
 
 # ---------------------------------------------------------------- jobs

@@ -12,11 +12,11 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from components.registry import views
 from components.schema.config import Unavailable
@@ -24,6 +24,8 @@ from components.schema.records import home
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 EXPERIMENT = "modelyard"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # what MLflow's servers with fixed kinds of pages ask; the others take it from the address or the browser
@@ -158,3 +160,14 @@ def answering(uri: str) -> Iterator[None]:
             f"tracking: MLflow at {uri} does not answer ({str(error).splitlines()[0][:160]}), so nothing could be recorded. "
             "Start it, or unset MLFLOW_TRACKING_URI to keep records in this project"
         ) from None
+
+
+def asks_store(work: Callable[P, T]) -> Callable[P, T]:
+    """A function that asks the store throughout: Unavailable where its server is away at any of its calls."""
+
+    @wraps(work)
+    def asking(*args: P.args, **kwargs: P.kwargs) -> T:
+        with answering(store_uri()):
+            return work(*args, **kwargs)
+
+    return asking

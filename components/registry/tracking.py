@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from components.registry.lineage import PINS, lineage
 from components.registry.load import SystemLoad
 from components.registry.metrics import MetricSink, send_unsent
-from components.registry.store import answering, client, experiment_id, locked, prepare, store_uri
+from components.registry.store import answering, asks_store, client, experiment_id, locked, prepare, store_uri
 from components.registry.views import TRAINING
 from components.schema.records import Record
 
@@ -40,6 +40,7 @@ SHORT = 8  # characters of an identity in a name
 APART = ("git_patch", "installed", "pins")  # of a lineage: kept as files of their own
 
 
+@asks_store
 def open_pipeline(recipe_name: str, recipe_hash: str, recipe_text: str, lineage: Mapping[str, Any], params: Mapping[str, Any] | None = None) -> str:
     """The run of this very recipe: a new one, or the one that an earlier start left. Returns its id. `params`: the recipe's values, to compare recipes by."""
     tags = {"modelyard.kind": "pipeline", "modelyard.recipe": recipe_name, "modelyard.recipe_hash": recipe_hash}
@@ -50,6 +51,7 @@ def open_pipeline(recipe_name: str, recipe_hash: str, recipe_text: str, lineage:
     return run_id
 
 
+@asks_store
 def open_stage(parent_id: str | None, stage: str, identity: str, params: Mapping[str, Any], lineage: Mapping[str, Any]) -> str:
     """The run of the stage with this identity, under whichever parent it was begun. Returns its id."""
     tags = {"modelyard.kind": "stage", "modelyard.stage": stage, "modelyard.stage_identity": identity}
@@ -115,6 +117,7 @@ def log_inputs(run_id: str, inputs: Mapping[str, tuple[str | Path, str]], counts
         client().log_inputs(run_id, datasets=entries)
 
 
+@asks_store
 def log_pins(run_id: str, identity: str, files: Iterable[Path]) -> None:
     """What a data version is, with the data's run: one folder for each version, since one recipe's data changes with its sources."""
     for file in files:
@@ -122,6 +125,7 @@ def log_pins(run_id: str, identity: str, files: Iterable[Path]) -> None:
             client().log_artifact(run_id, str(file), f"versions/{identity[:16]}")
 
 
+@asks_store
 def log_folder(run_id: str, folder: Path, name: str) -> None:
     """The files of a folder as the run's artifacts under `name`."""
     client().log_artifacts(run_id, str(folder), name)
@@ -140,6 +144,7 @@ def lineage_of(run_id: str) -> dict[str, Any]:
     }
 
 
+@asks_store
 def whole_lineage(run_id: str) -> dict[str, Any]:
     """All that `lineage` gave when a run was last started; of its pipeline's last start, where the stage kept none. Empty where there is none."""
     run = _run(run_id)

@@ -90,3 +90,10 @@ def test_old_locks_are_removed_and_held_ones_are_not(tries: list[subprocess.Pope
     attempts.tidy()
     assert attempts._path("held").exists() and not attempts._path("over").exists()
     assert attempts.holder("held") is not None
+
+
+@pytest.mark.parametrize(("environment", "code", "said"), [({}, 1, "error: run: it was cancelled\n"), ({"PREFECT__FLOW_RUN_ID": "x"}, 0, "")])
+def test_a_command_that_was_cancelled_did_not_succeed_and_a_worker_hears_of_no_crash(environment: dict[str, str], code: int, said: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if name != "PREFECT__FLOW_RUN_ID"}
+    done = subprocess.run([sys.executable, "-c", "import flows.attempts as a; a.end_process('it was cancelled')"], cwd=ROOT, env=kept | environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, said)

@@ -35,6 +35,14 @@ def test_other_bytes_from_the_same_inputs_name_the_figure_and_accuse_the_environ
     assert "pretrain has another result (loss 2.5 → 2.6)" in text and "so code, packages or machine did" in text
 
 
+def test_the_first_stage_with_another_result_is_told_of_and_those_after_it_are_named() -> None:
+    before, now = entry(), entry(hash="b", figures={"loss": 2.6})
+    for one, hash in ((before, "a"), (now, "b")):
+        one["stages"] = {**one["stages"], **{name: {**entry()["stages"]["pretrain"], "hash": hash} for name in ("sft", "ppo")}}
+    (text,) = compare([before], now)
+    assert text.startswith("pretrain has another result (loss 2.5 → 2.6)") and text.endswith("; after it so have sft, ppo")
+
+
 def test_another_revision_explains_another_result() -> None:
     (text,) = compare([entry()], entry(hash="b", revision=3, identity="j"))
     assert "its revision went from 2 to 3" in text

@@ -21,6 +21,7 @@ from flows import server
 from flows.platform import children as specifications
 from flows.platform import ending, supervisor, up, worker
 from flows.platform.children import Child, children, environment
+from flows.platform.register import schedules_kept
 from flows.platform.settings import Settings
 from flows.platform.state import ChildState, Process, State
 
@@ -122,6 +123,22 @@ def test_whoever_set_a_variable_keeps_it(tmp_path: Path) -> None:
         running = supervisor.Running(child, env, tmp_path)
         assert running.env["MLFLOW_BACKEND_STORE_URI"] == "postgresql://db/m" and running.env["PREFECT_WORKER_QUERY_SECONDS"] == "20"
         assert running.env["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
+
+
+def test_registering_again_leaves_schedules_as_people_set_them() -> None:
+    from prefect.client.schemas.objects import DeploymentSchedule
+    from prefect.client.schemas.schedules import CronSchedule, RRuleSchedule
+
+    ours = [{"slug": "nightly", "cron": "0 2 * * *", "active": False}, {"slug": "new", "cron": "0 5 * * *", "active": False}]
+    there = [
+        DeploymentSchedule(slug="nightly", schedule=CronSchedule(cron="0 1 * * *"), active=True),
+        DeploymentSchedule(slug="gone from the file", schedule=CronSchedule(cron="0 4 * * *"), active=True),
+        DeploymentSchedule(schedule=RRuleSchedule(rrule="FREQ=WEEKLY;BYDAY=MO", timezone="Europe/Berlin"), active=False, parameters={"recipe": "a.yaml"}),
+    ]
+    added = {"rrule": "FREQ=WEEKLY;BYDAY=MO", "timezone": "Europe/Berlin", "active": False, "parameters": {"recipe": "a.yaml"}}
+    kept = schedules_kept(ours, there)
+    assert kept[:2] == [{**ours[0], "active": True}, ours[1]]
+    assert len(kept) == 3 and {**kept[2], "rrule": kept[2]["rrule"].split()[-1]} == added
 
 
 def test_a_port_in_use_is_told_with_the_variable_that_moves_it(tmp_path: Path) -> None:

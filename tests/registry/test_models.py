@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from components.registry import models
+from components.registry.ancestry import trace
 from components.registry.store import client, experiment_id
 from components.registry.tracking import open_stage
-from components.schema.config import BadInput
+from components.schema.config import BadInput, Unavailable
 
 SCORES = {"mini_gsm8k": {"metric": "exact_match,strict-match", "score": 0.5, "stderr": 0.05}}
 
@@ -57,6 +59,17 @@ def test_a_registry_that_fails_is_never_taken_for_one_without_a_champion(home: P
     monkeypatch.setattr(client(), "get_model_version_by_alias", away)
     with pytest.raises(BadInput, match="does not answer"):
         models.champion("tiny")
+
+
+@pytest.mark.parametrize(
+    "asked", [lambda: models.fetch("models:/tiny/1"), lambda: models.rollback("tiny", "ann"), lambda: models.settle("models:/tiny/1", True, "ann"), lambda: models.champions("tiny"), lambda: trace("models:/tiny@champion")],
+    ids=["fetch", "rollback", "settle", "history", "lineage"],
+)  # fmt: skip
+def test_whatever_is_asked_of_a_server_that_is_away_says_so_in_a_sentence(asked: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(Unavailable, match=r"MLflow at http://127.0.0.1:9 does not answer .*Start it"):
+        asked()
 
 
 @pytest.mark.parametrize("step", ["log_model_artifacts", "finalize_logged_model", "log_outputs", "create_registered_model", "create_model_version", "set_registered_model_alias"])

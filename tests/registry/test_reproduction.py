@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from components.registry.working_tree import working_tree
 from components.schema import storage
 from components.schema.config import BadInput
 from components.schema.records import File, Record, file_md5
+
+ROOT = Path(__file__).parents[2]
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -91,6 +94,22 @@ def test_one_that_was_cut_off_goes_on_and_one_of_another_request_begins_anew(pro
     assert (place.folder / "home" / "half-done").exists()
     reproduction.prepared(plan(project, Request(model="models:/tiny/1", seed=2)), tmp_path / "again")
     assert not (place.folder / "home" / "half-done").exists()
+
+
+def test_a_removal_that_was_cut_off_is_finished_by_the_next_one(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(project)
+    (reproduction.prepared(made, tmp_path / "again").folder / "venv/lib").mkdir(parents=True)
+
+    def killed(path: Path, **_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        reproduction.remove(tmp_path / "again")
+    place = reproduction.prepared(made, tmp_path / "again")
+    assert (place.code / "train.py").read_text() == "rate = 2\n" and not (place.folder / "venv").exists()
+    (place.folder / "reproduction").replace(place.folder / "kept aside")
+    assert reproduction.remove(place.folder) is None and (place.code / "train.py").exists()  # without its mark it is not ours
 
 
 def test_a_folder_with_somebody_elses_files_is_not_touched(project: Path, tmp_path: Path) -> None:
@@ -186,6 +205,16 @@ def test_a_package_of_another_version_is_named_with_both(project: Path, tmp_path
     assert report.first.startswith("environment: packages: torch 2.13") and "was torch" not in report.first and ", was 2.12" in report.first
 
 
+def test_packages_that_are_gone_are_counted_and_those_of_another_version_named_before_them(project: Path, tmp_path: Path) -> None:
+    made = plan(project)
+    place = reproduction.prepared(made, tmp_path / "again")
+    made.made["installed"] = [*(line.replace("torch==2.13", "torch==2.12") for line in made.made["installed"]), "yak==6.3.0", "zoo==1.0"]
+    told = judged(made, place, tmp_path, **made.records).circumstances["environment"]
+    assert told[0].startswith("packages: torch 2.13") and told[1] == "2 packages that were there are not installed: yak 6.3.0, zoo 1.0"
+    fresh = made._replace(request=Request(model="models:/tiny/1", fresh_environment=True))
+    assert "since the project itself does not ask for them: yak" in judged(fresh, place, tmp_path, **made.records).circumstances["environment"][1]
+
+
 def test_another_seed_and_number_of_threads_are_named_and_data_comes_first(project: Path, tmp_path: Path) -> None:
     made = plan(project, Request(model="models:/tiny/1", seed=2, threads=4))
     report = judged(made, reproduction.prepared(made, tmp_path / "again"), tmp_path, sft=record("sft", 2, model__safetensors="z", config__json="b"))
@@ -197,6 +226,26 @@ def test_another_seed_and_number_of_threads_are_named_and_data_comes_first(proje
 
 def test_local_builds_are_asked_for_by_their_version_alone() -> None:
     assert without_build("torch==2.13.0+cpu") == "torch==2.13.0" and without_build("numpy==2.4.6") == "numpy==2.4.6"
+
+
+def test_a_program_that_a_killed_reproduction_waited_for_ends_with_it(tmp_path: Path) -> None:
+    """An orphan of dvc would hold the lock of the folder in which the next start goes on."""
+    program = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    waiting = subprocess.Popen([sys.executable, "-c", f"import sys; from components.registry import children; children.run([sys.executable, '-c', {program!r}])"], cwd=ROOT)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    waiting.kill()
+    waiting.wait()
+    while _alive(int((tmp_path / "pid").read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_nothing_is_left_of_a_worktree_whose_folder_was_deleted_by_hand(project: Path, tmp_path: Path) -> None:

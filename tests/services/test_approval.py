@@ -128,9 +128,11 @@ def test_a_person_answers_in_the_browser(rig: Rig, asks: str, page: Any) -> None
         page.keyboard.press(key)
     page.locator("textarea").nth(0).fill("Bea")
     page.locator("textarea").nth(1).fill("read the samples")
+    page.wait_for_timeout(1000)  # the form takes in what was typed only after a moment
     if folder := os.environ.get("MODELYARD_PICTURES"):
-        page.screenshot(path=f"{folder}/approval-form.png")
+        page.screenshot(path=f"{folder}/approval.png")
     page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="Submit").wait_for(state="hidden", timeout=30_000)
     assert until(rig, run_id, "Approved")["state"]["message"] == "models:/six/1 is the champion: approved by Bea (read the samples)"
 
 

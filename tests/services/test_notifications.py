@@ -24,6 +24,11 @@ pytestmark = pytest.mark.services
 
 FAILS = '''
 from prefect import flow
+from prefect.states import Failed
+
+@flow(name="changes")  # as the canary ends
+def changes():
+    return Failed(name="Changed", message="other bytes")
 
 @flow(name="inner")
 def inner():
@@ -161,6 +166,9 @@ def test_every_channel_hears_of_a_failed_run_once_and_a_webhook_that_was_away_he
         rig.wait(lambda: len(hook.heard) > 1 and len(mailed) > 1 and len(slack.heard) > 1, "the gate's word after a restart of the watch", patience_s=120)
         time.sleep(8)
         assert hook.subjects()[1:] == ["models:/mine/3: the gate says hold"]
+        until(rig, begin(rig, deploy(rig, "fails.py:changes", "changes")), "Changed")
+        rig.wait(lambda: len(hook.heard) > 2, "a change that the canary found")
+        assert hook.subjects()[2].endswith(" found a change") and "other bytes" in hook.heard[2][1]
         hook.close()
     finally:
         rig.stop()

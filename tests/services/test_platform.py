@@ -128,8 +128,12 @@ def test_what_is_killed_comes_back_and_down_leaves_nothing(yard: Yard) -> None:
     until(lambda: yard.status()["healthy"], "everything is back", 400)
     assert not {child: pid for child, pid in before.items() if yard.pid(child) == pid}
 
+    canary = yard.ask("/deployments/name/canary/canary")["id"]
+    yard.ask(f"/deployments/{canary}/schedules", [{"active": True, "schedule": {"cron": "15 5 * * *", "timezone": "Europe/Berlin"}}])
     again = yard.told("up")
     assert "is up already" in again
+    schedules = {schedule["slug"]: schedule for schedule in yard.ask("/deployments/name/canary/canary")["schedules"]}
+    assert set(schedules) == {"daily", None} and schedules[None]["active"] and schedules[None]["schedule"]["timezone"] == "Europe/Berlin"
     assert "The platform is down" in yard.told("down")
     assert not yard.marked() and "No platform was running" in yard.told("down")
     assert "No platform is running here" in yard.project.run("status", code=1).stdout
