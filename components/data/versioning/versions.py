@@ -27,7 +27,7 @@ import yaml
 from components.data.steps import MODULES
 from components.data.versioning import params, pins, sharing
 from components.schema import storage
-from components.schema.config import BadInput
+from components.schema.config import BadInput, Unavailable
 from components.schema.data import DataConfig
 from components.schema.records import Dataset, Part
 
@@ -199,11 +199,11 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 def _explained(error: Exception, name: str) -> Exception:
-    """A lock held by another DVC process is the user's affair; anything else is a defect and keeps its trace."""
+    """A lock held by another DVC process, which is over some time; anything else is a defect and keeps its trace."""
     from dvc.lock import LockError
 
     if isinstance(error, LockError):
-        return BadInput("data: another DVC process is at work in this project, so its data cannot be made now. Wait for it to end and run again")
+        return Unavailable("data: another DVC process is at work in this project, so its data cannot be made now. Wait for it to end and run again")
     return RuntimeError(f"data stage {name} failed; its own output stands above")
 
 
