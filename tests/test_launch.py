@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,8 @@ print(len(asked), flush=True)
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_leaving() -> Iterator[None]:
+def nothing_is_leaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("MODELYARD_SLOT_LOCKS", str(tmp_path))  # whoever stands still in one of these tests keeps its slot
     yield
     launch._leaving.clear()
     launch._running.clear()

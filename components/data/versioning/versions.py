@@ -202,7 +202,7 @@ def _explained(error: Exception, name: str) -> Exception:
     """A lock held by another DVC process, which is over some time; anything else is a defect and keeps its trace."""
     from dvc.lock import LockError
 
-    if isinstance(error, LockError):
+    if isinstance(error, LockError) or isinstance(error.__cause__, LockError):  # DVC wraps that of a stage's files
         return Unavailable("data: another DVC process is at work in this project, so its data cannot be made now. Wait for it to end and run again")
     return RuntimeError(f"data stage {name} failed; its own output stands above")
 
