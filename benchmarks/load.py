@@ -118,13 +118,14 @@ class Watch(threading.Thread):
             with contextlib.suppress(psutil.Error, OSError):
                 key = (process.pid, process.create_time())
                 what, run = self.known.get(key) or self._what(process)
-                if what in ("stage", "flow") or time.time() - key[1] > 10.0:  # a young process may still be what it was forked from
+                if time.time() - key[1] > 10.0:  # a young process may still be what it was forked from
                     self.known[key] = (what, run)
                 if what and process.status() != psutil.STATUS_ZOMBIE:
-                    rows.append((what, run, key))
+                    rows.append((what, run, key, process.ppid()))
                     used += process.memory_info().rss
         self.most_bytes = max(self.most_bytes, used)
-        return rows
+        kinds = {key[0]: what for what, _, key, _ in rows}
+        return [(what, run, key) for what, run, key, parent in rows if kinds.get(parent) != what]  # a fork that is about to become something else
 
     def _what(self, process: psutil.Process) -> tuple[str, str]:
         told, words = process.environ(), process.cmdline()
@@ -346,7 +347,7 @@ def main() -> None:
 
 def compared(calm: Batch, hurt: Batch) -> list[str]:
     """Seeds whose results have other bytes than in peace."""
-    return [f"{STAGE} of seed {seed} has other bytes" for seed, told in hurt.hashes.items() if calm.hashes.get(seed) != told]
+    return [f"{STAGE} of seed {seed} has other bytes" for seed, told in calm.hashes.items() if hurt.hashes.get(seed) != told]
 
 
 def told(options: argparse.Namespace, load: float) -> str:
