@@ -24,13 +24,15 @@ from components.launch import StageDied, Verdict, launch
 from components.schema.config import Unavailable
 from components.schema.jobs import Job
 from components.schema.records import Record
-from flows import attempts
+from flows import attempts, outages
 from flows.budget import charged, paid
 from flows.slots import queued
 
 ARTIFACT_EVERY_S = 5.0
 DELAYS_S = (2, 10, 30, 60, 120, *(300,) * 7)  # about 40 minutes for a service to come back
 DEATHS = 5  # so often a stage is started again whose process died
+
+outages.without_heartbeats()  # every flow imports this module before it runs
 
 # Whoever started the flow in this process may watch its stages live; the terminal's screen does.
 watcher: ContextVar[Callable[[dict[str, Any]], None] | None] = ContextVar("watcher", default=None)

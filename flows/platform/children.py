@@ -33,7 +33,6 @@ WORKER = {
     "PREFECT_WORKER_QUERY_SECONDS": "2",
     "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
     "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # seconds; the least that Prefect takes
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",  # beside 502 and 503; how long a run waits for its server: flows/outages.py
 }
 # Children whose libraries are optional: the module, and the extra that brings it.

@@ -97,3 +97,15 @@ def test_a_command_that_was_cancelled_did_not_succeed_and_a_worker_hears_of_no_c
     kept = {name: value for name, value in os.environ.items() if name != "PREFECT__FLOW_RUN_ID"}
     done = subprocess.run([sys.executable, "-c", "import flows.attempts as a; a.end_process('it was cancelled')"], cwd=ROOT, env=kept | environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_flow_within_a_run_does_not_wait_for_the_end_of_heartbeats_that_nobody_reads() -> None:
+    import inspect
+
+    from prefect import flow_engine
+
+    import flows.tasks  # noqa: F401
+
+    engine = flow_engine.FlowRunEngine(flow=flow_engine.Flow(lambda: None, name="nothing"))
+    assert engine.heartbeat_seconds is None
+    assert "if heartbeat_seconds is None" in inspect.getsource(flow_engine._send_heartbeats)  # what Prefect itself does then: nothing
