@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from components.registry import models
-from components.registry.store import answering, asks_store, client, experiment_id, store_uri
-from components.registry.tracking import whole_lineage
+from components.registry.store import answering, asks_store, client, store_uri
+from components.registry.tracking import run_called, run_with, whole_lineage
 from components.schema.config import BadInput
 from components.schema.records import Record
 
@@ -108,7 +108,7 @@ class _Tracer:
 
     def trace(self) -> Ancestry:
         version, root = self.version, f"model:{self.version.name}/{self.version.version}"
-        run = self._run(version.run_id)
+        run = run_with(version.run_id)
         identity = run.data.tags.get("modelyard.stage_identity") if run else None
         facts = {
             "uri": f"models:/{version.name}/{version.version}",
@@ -130,7 +130,7 @@ class _Tracer:
         id = f"stage:{identity}"
         if id in self.nodes:
             return id
-        run = self._run_of(identity)
+        run = run_called("modelyard.stage_identity", identity, "stage")
         record = record_of(run.info.run_id) if run else None
         if run is None or record is None:
             return self._other(identity, role, lock)
@@ -147,22 +147,6 @@ class _Tracer:
         id = f"{kind}:{identity}"
         self.nodes.setdefault(id, Node(kind, role, {}, {"identity": identity}))
         return id
-
-    def _run_of(self, identity: str) -> Run | None:
-        with answering(store_uri()):
-            found = client().search_runs([experiment_id()], f"tags.`modelyard.stage_identity` = '{identity}' and tags.`modelyard.kind` = 'stage'", max_results=1, order_by=["attributes.start_time ASC"])
-        return next(iter(found), None)
-
-    def _run(self, run_id: str) -> Run | None:
-        from mlflow.exceptions import MlflowException
-
-        with answering(store_uri()):
-            try:
-                return client().get_run(run_id) if run_id else None
-            except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                    return None
-                raise
 
     def _pins(self, run_id: str) -> Lock:
         return Lock(whole_lineage(run_id).get("pins", {}).get("dvc.lock", "") if run_id else "")

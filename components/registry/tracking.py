@@ -147,9 +147,9 @@ def lineage_of(run_id: str) -> dict[str, Any]:
 @asks_store
 def whole_lineage(run_id: str) -> dict[str, Any]:
     """All that `lineage` gave when a run was last started; of its pipeline's last start, where the stage kept none. Empty where there is none."""
-    run = _run(run_id)
+    run = run_with(run_id)
     if run is not None and "modelyard.starts" not in run.data.tags:
-        run = _run(run.data.tags.get("mlflow.parentRunId", ""))
+        run = run_with(run.data.tags.get("mlflow.parentRunId", ""))
     if run is None or "modelyard.starts" not in run.data.tags:
         return {}
     with tempfile.TemporaryDirectory(prefix="modelyard-lineage-") as scratch:
@@ -161,7 +161,7 @@ def whole_lineage(run_id: str) -> dict[str, Any]:
 
 def attach(run_id: str, folder: Path, name: str) -> bool:
     """`log_folder` for a run that may be another store's; False where this one has no such run."""
-    if _run(run_id) is None:
+    if run_with(run_id) is None:
         return False
     log_folder(run_id, folder, name)
     return True
@@ -184,7 +184,7 @@ def flatten(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield name, float(value)
 
 
-def _run(run_id: str) -> Run | None:
+def run_with(run_id: str) -> Run | None:
     """A run, or None where the store has none of this id."""
     from mlflow.exceptions import MlflowException
 
@@ -197,12 +197,18 @@ def _run(run_id: str) -> Run | None:
             raise
 
 
+def run_called(tag: str, value: str, kind: str) -> Run | None:
+    """The first run of a kind (pipeline, stage) that carries a tag, or None."""
+    with answering(store_uri()):
+        found = client().search_runs([experiment_id()], f"tags.`{tag}` = '{value}' and tags.`modelyard.kind` = '{kind}'", max_results=1, order_by=["attributes.start_time ASC"])
+    return next(iter(found), None)
+
+
 def _find_or_create(tag: str, value: str, kind: str, name: str, tags: dict[str, str]) -> str:
     store, experiment = client(), experiment_id()
     with locked(), answering(store_uri()):
-        found = store.search_runs([experiment], f"tags.`{tag}` = '{value}' and tags.`modelyard.kind` = '{kind}'", max_results=1, order_by=["attributes.start_time ASC"])
-        if found:
-            run_id = found[0].info.run_id
+        if found := run_called(tag, value, kind):
+            run_id = found.info.run_id
             store.update_run(run_id, status="RUNNING")
             return run_id
         return store.create_run(experiment, tags={**tags, **_columns(kind, tags)}, run_name=name).info.run_id

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import yaml
 
 from components.schema.recipe import Recipe
 from tests.flows.project import MICRO, ROOT, Project
+from tests.services.stack import free_port
 
 CHROMIUM = "/usr/bin/chromium"
 READY_S, RUN_S = 200.0, 1500.0
@@ -137,11 +137,6 @@ def wait(done: Callable[[], bool], within_s: float, what: str, more: Callable[[]
         assert time.monotonic() < deadline, f"{what}: not within {within_s} s\n{more()}"
         time.sleep(0.5)
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def micro(folder: Path, environment: dict[str, str]) -> Project:

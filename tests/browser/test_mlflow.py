@@ -19,7 +19,8 @@ import pytest
 
 from components.registry import tracking, views
 from components.registry.store import experiment_id
-from tests.browser.conftest import READY_S, free_port, wait
+from tests.browser.conftest import READY_S, wait
+from tests.services.stack import free_port
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 PAGE_MS = 60_000

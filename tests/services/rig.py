@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.flows.project import MICRO, Project
+from tests.services.stack import free_port
 
 PATIENCE_S = 400.0
 TERMINAL = ("COMPLETED", "FAILED", "CANCELLED")
@@ -30,7 +30,7 @@ class Rig:
     """A small platform whose parts are started and killed one by one."""
 
     project: Project
-    port: int = field(default_factory=lambda: _free_port())
+    port: int = field(default_factory=free_port)
     environment: dict[str, str] = field(default_factory=dict)
     parts: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -206,11 +206,6 @@ class Rig:
 def _newest_step(folder: Path) -> int:
     return max((int(path.name.split("-")[1]) for path in folder.glob("work/step-*.ckpt")), default=0)
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _words(pid: int) -> list[str]:

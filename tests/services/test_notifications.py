@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from tests.services.deployed import begin, deploy, said, until
-from tests.services.rig import Rig, _free_port
+from tests.services.rig import Rig
+from tests.services.stack import free_port
 
 pytestmark = pytest.mark.services
 
@@ -117,7 +118,7 @@ def mail() -> Iterator[tuple[int, list[Any]]]:
             taken.append(envelope)
             return "250 kept"
 
-    controller = Controller(Keep(), hostname="127.0.0.1", port=_free_port())
+    controller = Controller(Keep(), hostname="127.0.0.1", port=free_port())
     controller.start()
     yield controller.port, taken
     controller.stop()
@@ -127,8 +128,8 @@ def test_every_channel_hears_of_a_failed_run_once_and_a_webhook_that_was_away_he
     pem = certificate(tmp_path, "hooks.slack.com")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
-    slack = Listener(_free_port(), context)
-    hook_port, (mail_port, mailed) = _free_port(), mail
+    slack = Listener(free_port(), context)
+    hook_port, (mail_port, mailed) = free_port(), mail
     rig = Rig.in_folder(
         tmp_path / "rig",
         MODELYARD_NOTIFY_WEBHOOK=f"http://127.0.0.1:{hook_port}/hook",

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.services.rig import Rig, _free_port
+from tests.services.rig import Rig
+from tests.services.stack import free_port
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
 
 def test_a_stage_waits_for_an_mlflow_that_comes_back(tmp_path: Path) -> None:
-    port = _free_port()
+    port = free_port()
     rig = Rig.in_folder(tmp_path, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}", MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     code = (
         "import sys; from components.schema.jobs import Run; from components.schema.recipe import Recipe\n"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A worker machine in a container: its own clone of the image's commit in the volume /work, then `modelyard up` against servers elsewhere.
+# A worker machine in a container: its own clone of the image's commit in the volume /srv/modelyard, then `modelyard up` against servers elsewhere.
 # The clone keeps data, results and DVC's cache from one start to the next; what was changed in it by hand is kept, and said.
 set -eu
 
