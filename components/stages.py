@@ -25,6 +25,7 @@ from components.schema.config import BadInput, Unavailable
 from components.schema.data import DataConfig
 from components.schema.evaluation import EvalConfig
 from components.schema.events import say
+from components.schema.export import ExportConfig
 from components.schema.gate import GateConfig, NoiseConfig
 from components.schema.jobs import SCORERS, TRAINING, Job
 from components.schema.posttraining import AlignConfig, RewardConfig, SFTConfig
@@ -321,6 +322,14 @@ def _noise(job: Job, out: Path, run_id: str) -> Outcome:
     return noise.run(config, evals, job.config["role"], _path(job, "model"), _path(job, "benchmarks"), _path(job, "tokens"), out, budget.ending(out, say), job.config["seed"], retrained)
 
 
+def _export(job: Job, out: Path, run_id: str) -> Outcome:
+    """One model in a form that other programs read."""
+    from components.export import export
+
+    _use_threads(job)
+    return export.run(ExportConfig.model_validate(job.config["export"]), _path(job, "model"), out, say)
+
+
 def _release(job: Job, out: Path, run_id: str) -> Outcome:
     """The gate compares with the champion as it stands now; the registry does what it decided. What it saw goes with the version."""
     from components.evaluation import evidence, footprint, gate
@@ -380,6 +389,7 @@ RUN: dict[str, Callable[[Job, Path, str], Outcome]] = {
     "rate": _rate,
     "evaluate": _evaluate,
     "noise": _noise,
+    "export": _export,
     "release": _release,
 }
 
@@ -396,6 +406,7 @@ WORKS_WITH = {
     "rate": "components.evaluation.rate",
     "evaluate": "components.evaluation.harness",
     "noise": "components.evaluation.harness",
+    "export": "components.export.export",
     "release": "components.registry.models",
 }
 
@@ -413,12 +424,12 @@ def _path(job: Job, name: str) -> Path:
 
 
 def _check_inputs(job: Job) -> None:
-    """A corrupted checkpoint must not train on: every input made by a stage is hashed against its record. `weights`, and models for feedback and rating, come from anywhere; their identity is their hash."""
+    """A corrupted checkpoint must not train on: every input made by a stage is hashed against its record. `weights`, and models for feedback, rating and export, come from anywhere; their identity is their hash."""
     for name, part in job.inputs.items():
         folder = Path(part.path)
         if not folder.exists():
             raise BadInput(f"{job.stage}: its input `{name}` ({folder}) does not exist, so there is nothing to start from. Run the earlier stages: modelyard run RECIPE")
-        is_ours = name != "weights" and job.stage not in ("feedback", "rate") and (folder / "record.json").exists()
+        is_ours = name != "weights" and job.stage not in ("feedback", "rate", "export") and (folder / "record.json").exists()
         if is_ours and (record := Record.read(folder)).folder == folder.absolute() and (damage := record.damage()):  # a copy elsewhere is known by its files' hash
             raise BadInput(
                 f"{job.stage}: its input `{name}` is damaged: in {folder}, {damage}. Training on it would give another model than the record says. "
@@ -490,12 +501,15 @@ class Tracked:
 
     def finish(self, record: Record, folder: Path, dataset: Any = None) -> None:
         """Figures, samples and the record go to the run, which is then finished."""
+        from components.registry import data_report
+
         self.load.stop()
         self.tracking.send_unsent(self.run_id, folder / "work" / UNSENT)
         if dataset is not None:
             parts = {name: getattr(dataset, name) for name in ("tokens", "mix", "chats", "preferences", "benchmarks")}
             self.tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in parts.items()}, record.figures)
             self.tracking.log_folder(self.run_id, Path(dataset.card.path), "data_card")
+            data_report.log(self.run_id, Path(dataset.card.path).parent)
             self.tracking.log_pins(self.run_id, record.identity, (folder / "record.json", Path("params.yaml"), Path("dvc.lock")))
         self.tracking.close_stage(self.run_id, "FINISHED", {**record.figures, "cost": budget.figures(record)}, folder / "record.json", record)
 

@@ -1,4 +1,4 @@
-"""What a platform's monitoring reads: Prometheus metrics about runs, queue, slots, workers, releases and cost.
+"""What a platform's monitoring reads: Prometheus metrics about runs, queue, slots, workers, training, devices, releases and cost.
 
     python -m flows.exporter         # http://127.0.0.1:9464/metrics; `modelyard up` starts it
 
@@ -109,15 +109,19 @@ def _one(name: str, what: str, value: float, labels: dict[str, str] | None = Non
 
 def sources() -> dict[str, Callable[[], Iterable[Metric]]]:
     """Whom this process can ask, by name."""
+    from flows.exported.devices import Devices
     from flows.exported.releases import Releases
+    from flows.exported.tracker import Tracker
+    from flows.exported.training import Training
 
-    found: dict[str, Callable[[], Iterable[Metric]]] = {"machine": of_this_machine}
+    found: dict[str, Callable[[], Iterable[Metric]]] = {"machine": of_this_machine, "devices": Devices().collect}
     if os.environ.get("PREFECT_API_URL"):
         from flows.exported.runs import Runs
 
         found["prefect"] = Runs().collect
-    if (releases := Releases()).address:
-        found["mlflow"] = releases.collect
+    if (tracker := Tracker()).address:
+        found["mlflow"] = Releases(tracker).collect
+        found["training"] = Training(tracker).collect
     return found
 
 

@@ -111,6 +111,8 @@ def _measure_line(record: Record) -> str:
         return "  ".join(f"{name} {r['rating']:+.2f}" for name, r in record.figures.get("ratings", {}).items())
     if record.stage == "noise":
         return "  ".join(f"{suite} ± {spread['spread']:.4f}" for suite, spread in record.figures["suites"].items())
+    if record.stage == "export":
+        return f"{record.figures['to']}, {record.figures['bytes']:,} bytes"
     if record.stage == "release":
         return f"{record.figures['uri']} {record.figures['action']}"
     return f"{record.figures['tokens'].get('train_tokens', 0):,} tokens, {record.figures['chats'].get('train', 0):,} chats"

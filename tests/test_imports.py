@@ -26,7 +26,7 @@ MAY = {
     "components/storage": {"components.schema", "components.storage", "pydantic"},
     "components/launch.py": {"components.schema", "components.slots", "components.cost", "components.storage"},
     "components/slots.py": {"components.schema"},
-    "dashboards": {"components.schema", "dashboards"},
+    "dashboards": {"components.schema", "components.evaluation.statistics", "dashboards"},
     "flows": {"prefect", "components.schema", "components.launch", "components.slots", "components.cost", "components.storage", "components.registry", "components.evaluation.comparison", *(f"components.evaluation.{name}" for name in ("evidence", "gate", "power")), "flows"},
 }
 

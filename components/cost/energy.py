@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +55,22 @@ class Gpus(Protocol):
     def memory_mb(self) -> float: ...
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a GPU does now; None where it does not tell."""
+
+    name: str
+    busy: float | None
+    """Share of the driver's last sample (a sixth of a second to a second) in which a kernel ran."""
+    memory_used: float | None
+    """Bytes."""
+    memory: float | None
+    """Bytes."""
+    watts: float | None
+    watts_limit: float | None
+    celsius: float | None
+
+
 class Nvidia:
     """Some of this machine's NVIDIA GPUs, through NVML: that never makes a CUDA context, so it takes none of their memory."""
 
@@ -72,6 +89,22 @@ class Nvidia:
     def memory_mb(self) -> float:
         return sum(self._ask("nvmlDeviceGetMemoryInfo", handle, lambda found: found.used / 2**20, 0.0) for handle in self.handles)
 
+    def looks(self) -> list[Look]:
+        """Each device as it is now."""
+        return [self._look(name, handle) for name, handle in zip(self.names, self.handles, strict=True)]
+
+    def _look(self, name: str, handle: Any) -> Look:
+        memory = self._ask("nvmlDeviceGetMemoryInfo", handle, lambda found: (found.used, found.total), (None, None))
+        return Look(
+            name=name,
+            busy=self._ask("nvmlDeviceGetUtilizationRates", handle, lambda found: found.gpu / 100, None),
+            memory_used=memory[0],
+            memory=memory[1],
+            watts=self._ask("nvmlDeviceGetPowerUsage", handle, lambda milliwatts: milliwatts / 1e3, None),
+            watts_limit=self._ask("nvmlDeviceGetEnforcedPowerLimit", handle, lambda milliwatts: milliwatts / 1e3, None),
+            celsius=self._ask("nvmlDeviceGetTemperature", handle, float, None, 0),  # 0 = NVML_TEMPERATURE_GPU, the die
+        )
+
     def _used(self, place: int, passed: float) -> float | None:
         before, self._energy[place] = self._energy[place], self._counter(self.handles[place])
         now = self._energy[place]
@@ -82,10 +115,10 @@ class Nvidia:
     def _counter(self, handle: Any) -> int | None:
         return self._ask("nvmlDeviceGetTotalEnergyConsumption", handle, int, None)
 
-    def _ask(self, question: str, handle: Any, read: Any, otherwise: Any) -> Any:
+    def _ask(self, question: str, handle: Any, read: Any, otherwise: Any, *more: Any) -> Any:
         """A device that does not know an answer (NVMLError_NotSupported, a MIG slice) must not end a stage."""
         try:
-            return read(getattr(self.nvml, question)(handle))
+            return read(getattr(self.nvml, question)(handle, *more))
         except self.nvml.NVMLError:
             return otherwise
 

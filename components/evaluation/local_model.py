@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from components.evaluation.batches import Journal, in_turn, rows_that_fit, side_by_side
 from components.evaluation.likelihood import Scored, score
 from components.models.generate import generate
+from components.models.quantized import readable
 from components.schema.config import BadInput
 
 # What a model's generation_config must say for our decoder to give what transformers' generate does; None = says nothing.
@@ -44,7 +45,8 @@ def load_model(folder: Path, batch_size: int, device: str | None = None) -> Loca
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype="auto")
+        with readable(folder) as place:
+            model = AutoModelForCausalLM.from_pretrained(place, local_files_only=True, use_safetensors=True, dtype="auto")
     except (OSError, ValueError) as error:
         raise BadInput(
             f"evaluation: {folder} is not a causal language model with its tokenizer ({str(error).splitlines()[0]}), so it cannot be "

@@ -21,7 +21,7 @@ def read(path: Path, at_most: int | None = None) -> list[list[Message]]:
                 if len(found) == at_most:
                     break
                 if line.strip():
-                    prompt = _prompt(json.loads(line), f"{path}, line {number}")
+                    prompt = prompt_of(json.loads(line), f"{path}, line {number}")
                     found.setdefault(json.dumps(prompt), prompt)
     except (OSError, ValueError) as error:
         raise BadInput(
@@ -32,7 +32,7 @@ def read(path: Path, at_most: int | None = None) -> list[list[Message]]:
     return list(found.values())
 
 
-def _prompt(row: Any, where: str) -> list[Message]:
+def prompt_of(row: Any, where: str) -> list[Message]:
     """Turns up to where the assistant is to speak."""
     given = row.get("prompt", row.get("messages")) if isinstance(row, dict) else None
     turns = [{"role": "user", "content": given}] if isinstance(given, str) else given

@@ -20,6 +20,7 @@ from transformers.utils import logging as hf_logging
 
 from components.models.architectures import AUTO, MASK_TOKEN, Objective, has_masked_head, prove, rejected, resolve, vocabulary
 from components.models.memory import refuse_impossible_size
+from components.models.quantized import PACKED, readable
 from components.schema.config import BadInput
 from components.schema.events import say
 from components.schema.training import ModelConfig
@@ -100,11 +101,13 @@ def load_as(auto: Any, folder: Path, may_be_new: tuple[str, ...] = (), **options
     Errors: BadInput naming the file and the way out.
     """
     _require(folder, "config.json")
-    _require(folder, "model.safetensors")
+    if not (folder / PACKED).is_file():
+        _require(folder, "model.safetensors")
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # what is missing is judged below
     try:
-        model, report = auto.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options)
+        with readable(folder) as place:
+            model, report = auto.from_pretrained(place, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise BadInput(
             f"model: {folder / _damaged_file(folder)} cannot be read ({_first_line(error)}). Delete {folder} and run the stage that made it again"

@@ -7,7 +7,7 @@
 
 Blocks does it for Llama, Mistral and Qwen2 on a CPU with passes of its own, about twice as fast as transformers with 32 rows of a 5.9M model: the cache is
 laid out once and written in place, rows that share a prompt share its keys and values, query, key and value are one product, so are gate and up, weights stand as a product
-of few rows reads them best, and what lies between the products is one pass each (step_kernels.py).
+of few rows reads them best, and what lies between the products is one pass each (passes.py, step_kernels.py).
 Cached asks transformers, for every other model with attention that reads a padded prompt right; that is tried on two tokens, not believed. For what is left
 (state-space and linear attention, which cannot leave padding out) there is no decoder, and generate.py asks for prompts of one length at a time.
 """
@@ -19,16 +19,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import embedding
-from transformers import DynamicCache, LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM
-from transformers.activations import ACT2FN
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from components.models import step_kernels
-
-OWN = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
-SILU = type(ACT2FN["silu"])
+from components.models.passes import Passes, is_plain
 
 
 class Decoder(Protocol):
@@ -47,9 +43,9 @@ class Decoder(Protocol):
 def decoder_for(model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: Tensor, pad_id: int, room: int) -> Decoder | None:
     """A decoder that has read `prompts`, with `room` for new tokens; None for a model that must not see padding."""
     width = max(len(prompt) for prompt in prompts) + room
-    if _is_plain(model, width):
+    if is_plain(model, width):
         return Blocks(model, prompts, rows, pad_id, room)
-    if _reads_padding_right(model):
+    if reads_padding_right(model):
         return Cached(model, prompts, rows, pad_id)
     return None
 
@@ -96,7 +92,7 @@ def _read(model: PreTrainedModel, ids: Tensor, is_real: Tensor, cache: DynamicCa
     return model(input_ids=ids, **{name: value for name, value in inputs.items() if name in known})
 
 
-def _reads_padding_right(model: PreTrainedModel) -> bool:
+def reads_padding_right(model: PreTrainedModel) -> bool:
     """Whether a prompt padded on the left gives what it gives alone, with a cache whose rows can be chosen: tried once."""
     if "_reads_padding_right" not in model.__dict__:
         model.__dict__["_reads_padding_right"] = _try_padding(model)
@@ -122,38 +118,6 @@ def _try_padding(model: PreTrainedModel) -> bool:
 # ---------------------------------------------------------------- by passes of our own
 
 
-def _is_plain(model: PreTrainedModel, width: int) -> bool:
-    """Whether Blocks computes what the model would on `width` columns: no adapters, no hooks, every layer sees all of them, positions as they are."""
-    if type(model) not in OWN or model.device.type != "cpu" or model.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-        return False
-    rope, head = model.model.rotary_emb, model.lm_head
-    if "dynamic" in rope.rope_type or rope.rope_type == "longrope" or type(head) is not nn.Linear or "forward" in head.__dict__:
-        return False
-    for block in model.model.layers:
-        attention, mlp = block.self_attn, block.mlp
-        window = model.config.sliding_window if isinstance(model, MistralForCausalLM) else getattr(attention, "sliding_window", None)
-        layers = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-        parts = (block, attention, mlp, block.input_layernorm, block.post_attention_layernorm, *layers)
-        if (window and width > window) or not isinstance(mlp.act_fn, SILU):
-            return False
-        if any(type(one) is not nn.Linear for one in layers) or any(one._forward_hooks or one._forward_pre_hooks for one in parts):
-            return False
-    return True
-
-
-class _Block:
-    """A block's weights as its step reads them."""
-
-    def __init__(self, block: nn.Module) -> None:
-        attention, mlp = block.self_attn, block.mlp
-        self.before_attention, self.before_mlp = _norm(block.input_layernorm), _norm(block.post_attention_layernorm)
-        self.qkv, self.qkv_bias = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.gate_up, self.gate_up_bias = _joined(mlp.gate_proj, mlp.up_proj)
-        self.out, self.out_bias = _joined(attention.o_proj)
-        self.down, self.down_bias = _joined(mlp.down_proj)
-        self.dim, self.scale = attention.head_dim, attention.scaling
-
-
 class Blocks:
     """Llama, Mistral, Qwen2. The prompts are read by transformers' forward; from there on one token at a time is read here."""
 
@@ -161,33 +125,26 @@ class Blocks:
         ids, is_real = pad_left(prompts, pad_id)
         out = _read(model, ids, is_real)
         self.logits, self.at = out.logits[rows, -1], 0
-        self.embedding, self.norm = model.model.embed_tokens.weight, _norm(model.model.norm)
-        self.head, self.head_bias = _joined(model.lm_head)
-        self.blocks = [_Block(block) for block in model.model.layers]
+        self.passes = Passes(model)
         self.prompts = [torch.stack([layer.keys, layer.values], 1) for layer in out.past_key_values.layers]  # L of (G, 2, K, P, D)
-        groups, dim = self.prompts[0].shape[2], self.blocks[0].dim
-        self.own = [torch.empty(len(rows), 2, groups, room, dim) for _ in self.blocks]  # of which the first rows are in use
+        groups = self.prompts[0].shape[2]
+        self.own = [torch.empty(len(rows), 2, groups, room, self.passes.dim) for _ in self.prompts]  # of which the first rows are in use
         lengths = is_real.sum(1)[rows]  # (B,)
-        cos, sin = model.model.rotary_emb(self.embedding, lengths[:, None] + torch.arange(room))  # (B, room, D)
-        self.cos, self.sin = (one[..., : dim // 2].transpose(0, 1).contiguous() for one in (cos, sin))  # (room, B, D / 2)
+        self.cos, self.sin = self.passes.turns(lengths[None, :] + torch.arange(room)[:, None])  # (room, B, D / 2)
         self.place, self.first = rows.clone(), ids.shape[1] - lengths
         self.size = len(rows)
 
     def step(self, tokens: Tensor) -> Tensor:
-        x = embedding(tokens, self.embedding)  # (n, C)
-        for block, prompts, own in zip(self.blocks, self.prompts, self.own, strict=True):
-            x = self._block(block, x, prompts, own)
+        logits = self.passes.logits(self.passes.through(tokens, self._attend))
         self.at += 1
-        return _product(step_kernels.normalise(x, *self.norm), self.head, self.head_bias)
+        return logits
 
-    def _block(self, block: _Block, x: Tensor, prompts: Tensor, own: Tensor) -> Tensor:
-        """x (n, C) -> (n, C); its keys and values are put into `own`."""
+    def _attend(self, layer: int, qkv: Tensor) -> Tensor:
+        """The keys and values of the new tokens are put into `own`."""
         n, at = self.size, self.at
-        qkv = _product(step_kernels.normalise(x, *block.before_attention), block.qkv, block.qkv_bias).view(n, -1, block.dim)  # (n, H + 2 K, D)
-        seen = (self.cos[at, :n], self.sin[at, :n], own[:n], self.place[:n], self.first[:n], prompts)
-        x = _added(x, step_kernels.attend(qkv, *seen, column=at, scale=block.scale).view(n, -1), block.out, block.out_bias)
-        gate_up = _product(step_kernels.normalise(x, *block.before_mlp), block.gate_up, block.gate_up_bias)
-        return _added(x, step_kernels.swiglu(gate_up), block.down, block.down_bias)
+        columns = torch.full((n,), at)
+        seen = (self.cos[at, :n], self.sin[at, :n], self.own[layer][:n], columns, self.place[:n], self.first[:n], self.prompts[layer])
+        return step_kernels.attend(qkv, *seen, scale=self.passes.scale)
 
     def keep(self, rows: Tensor) -> None:
         """Copies only the rows that change their place."""
@@ -199,22 +156,3 @@ class Blocks:
                 own[moved, :, :, : self.at] = own[origin, :, :, : self.at]
             self.cos[:, moved], self.sin[:, moved] = self.cos[:, origin], self.sin[:, origin]
             self.place[moved], self.first[moved] = self.place[origin], self.first[origin]
-
-
-def _norm(norm: nn.Module) -> tuple[Tensor, float]:
-    return norm.weight.detach().clone(), norm.variance_epsilon
-
-
-def _joined(*layers: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """The weights of layers that read the same, as one and as a product of a few rows reads them best: (inputs, sum of outputs)."""
-    return torch.cat([one.weight.t() for one in layers], 1), None if layers[0].bias is None else torch.cat([one.bias for one in layers])
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x @ weight if bias is None else torch.addmm(bias, x, weight)
-
-
-def _added(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x + y @ weight + bias, the first sum made by the matrix product."""
-    out = torch.addmm(x, y, weight)
-    return out if bias is None else out.add_(bias)

@@ -27,15 +27,15 @@ def swiglu(both: Tensor) -> Tensor:
     return out
 
 
-def attend(qkv: Tensor, cos: Tensor, sin: Tensor, own: Tensor, place: Tensor, first: Tensor, prompts: Tensor, *, column: int, scale: float) -> Tensor:
+def attend(qkv: Tensor, cos: Tensor, sin: Tensor, own: Tensor, columns: Tensor, place: Tensor, first: Tensor, prompts: Tensor, *, scale: float) -> Tensor:
     """Attention of one new token in each row: (n, H + 2 K, D) -> (n, H, D).
 
-    Turns query and key to their position by cos, sin (n, D / 2), as transformers lays rotary positions out; puts key and value at `column` of `own` (n, 2, K, R, D); and lets the
-    query see its prompt, `prompts` (G, 2, K, P, D) at `place` (n), from column `first` (n) on, and what is its own up to `column`.
+    Turns query and key to their position by cos, sin (n, D / 2), as transformers lays rotary positions out; puts key and value at `columns` (n) of `own` (n, 2, K, R, D); and lets the
+    query see its prompt, `prompts` (G, 2, K, P, D) at `place` (n), from column `first` (n) on, and what is its own up to its column.
     """
     heads = qkv.shape[1] - 2 * own.shape[2]
     out = qkv.new_empty(len(qkv), heads, qkv.shape[2])
-    over_rows(_attend, own, qkv, cos, sin, place, first, out, whole=[prompts], column=column, scale=np.float32(scale))
+    over_rows(_attend, own, qkv, cos, sin, columns, place, first, out, whole=[prompts], scale=np.float32(scale))
     return out
 
 
@@ -94,15 +94,16 @@ def _mix(shares, values, out):
 
 
 @compiled
-def _attend(own, qkv, cos, sin, place, first, out, prompts, column, scale):
+def _attend(own, qkv, cos, sin, own_columns, place, first, out, prompts, scale):
     n, heads, width = out.shape
     groups, columns = own.shape[2], prompts.shape[3]
     each = heads // groups
     query = np.empty(width, np.float32)
-    bits, shares = np.empty(columns + column + 1, np.int32), np.empty(columns + column + 1, np.float32)
+    room = columns + own_columns.max() + 1 if n else columns
+    bits, shares = np.empty(room, np.int32), np.empty(room, np.float32)
     power = bits.view(np.float32)
     for b in range(n):
-        begin = first[b]
+        begin, column = first[b], own_columns[b]
         known = columns - begin
         count = known + column + 1
         for g in range(groups):

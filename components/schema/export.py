@@ -1,0 +1,40 @@
+"""What is asked of an export: a released model in a form that other programs read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from components.schema.config import Config
+
+Form = Literal["safetensors", "gguf", "int8", "int4", "onnx", "card"]
+MEASURED: tuple[Form, ...] = ("int8", "int4")  # forms that change what the model answers, and that our own loader reads: their cost in score is measured
+
+
+class ExportConfig(Config):
+    """One form of one model."""
+
+    to: Form
+    """safetensors: a folder for any hub. gguf: one file for llama.cpp. int8, int4: weights of fewer bits (torchao). onnx: a graph for onnxruntime. card: the model card alone."""
+    numbers: Literal["f32", "f16", "q8_0"] = "f16"
+    """How a GGUF file holds the matrices: 32 bits, 16 bits, or 8 bits in blocks of 32."""
+    tokenizer: Literal["inside", "apart"] = "inside"
+    """GGUF: inside = the file tokenizes exactly as the model was trained, or is refused. apart = the file reads token ids, and tokenizer.json lies beside it."""
+    group_size: Literal[32, 64, 128] = 32
+    """int4: weights that share a scale. Fewer cost less score and more bytes."""
+    onnx_int8: bool = False
+    """onnx: also a graph with 8-bit weights, by onnxruntime."""
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_form(self) -> ExportConfig:
+        owners = {"numbers": "gguf", "tokenizer": "gguf", "group_size": "int4", "onnx_int8": "onnx"}
+        for name, form in owners.items():
+            if self.to != form and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}={getattr(self, name)!r} belongs to {form} and the export is to {self.to}: it would be ignored. Leave it out, or export to {form}")
+        return self
+
+    def defining(self) -> dict[str, object]:
+        """What the result depends on: the form and its own options."""
+        own = {"gguf": ("numbers", "tokenizer"), "int4": ("group_size",), "onnx": ("onnx_int8",)}
+        return {"to": self.to, **{name: getattr(self, name) for name in own.get(self.to, ())}}
