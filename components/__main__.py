@@ -4,7 +4,8 @@ The flows come through it, and so do DVC's commands, torchrun, and a person with
 
     python -m components collect --config params.yaml --dataset tiny --out data/tiny/collect        (a data step, as in dvc.yaml)
     python -m components sft --config job.yaml                                                      (a stage, as the flows start it)
-    python -m components chat --model models:/modelyard@champion                                    (talk to a model)
+    python -m components chat --options '{"model": "models:/modelyard@champion"}'                   (talk to a model)
+    python -m components serve --options '{"model": "models:/modelyard@champion"}'                  (an endpoint, until it is told to stop)
 
 Exit codes: 0 done, 1 a defect (with its traceback), 2 bad input (with one message), 3 a service that does not answer, 4 a budget that is spent (each with one message).
 """
@@ -31,7 +32,7 @@ LAST_WORDS_S = 60.0  # what a stage whose launcher died has for its checkpoint
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m components", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=(*DATA_STEPS, *STAGES, "work", "batch", "data-diff", "chat"), help="what to run")
+    parser.add_argument("stage", choices=(*DATA_STEPS, *STAGES, "work", "batch", "data-diff", "chat", "serve"), help="what to run")
     parser.add_argument("revisions", nargs="*", help="one or two Git revisions (data-diff)")
     parser.add_argument("--config", type=Path, help="YAML: params.yaml for a data step, a job for a stage")
     parser.add_argument("--dataset", help="which dataset of params.yaml (data steps, data-diff)")
@@ -39,9 +40,7 @@ def main() -> int:
     parser.add_argument("--mlflow-run", help="MLflow run id (work)")
     parser.add_argument("--step", type=int, help="optimizer step (batch)")
     parser.add_argument("--out", type=Path, help="folder to write (data steps; a stage's follows from its identity)")
-    parser.add_argument("--model", help="models:/name@alias, models:/name/version or a folder (chat)")
-    parser.add_argument("--max-new-tokens", type=int, default=96, help="longest answer (chat)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 = always the likeliest token (chat)")
+    parser.add_argument("--options", help="JSON: a ServeConfig (serve), a ChatConfig (chat)")
     args = parser.parse_args()
     _end_with_parent()
 
@@ -64,9 +63,15 @@ def main() -> int:
 
             stages.print_batch(Job.model_validate(yaml.safe_load(args.config.read_text())), args.step)
         elif args.stage == "chat":
+            from components.schema.serving import ChatConfig
             from components.serving import terminal
 
-            terminal.chat(args.model, args.max_new_tokens, args.temperature)
+            terminal.chat(ChatConfig.model_validate_json(args.options))
+        elif args.stage == "serve":
+            from components.schema.serving import ServeConfig
+            from components.serving import server
+
+            server.serve(ServeConfig.model_validate_json(args.options))
         else:
             from components import stages
             from components.schema.jobs import Job

@@ -259,9 +259,10 @@ def _feedback(job: Job, out: Path, run_id: str) -> Outcome:
 
 def _rate(job: Job, out: Path, run_id: str) -> Outcome:
     """Models answer the same prompts; a reward model, a critic or people say whose answers are better. Where things lie stands beside the job."""
-    from components.evaluation import judging, rate
+    from components.evaluation import rate
     from components.feedback import critic, prompts
     from components.feedback.local import LocalModel
+    from components.models import scoring
     from components.schema.rating import RatingConfig
 
     _use_threads(job)
@@ -270,7 +271,7 @@ def _rate(job: Job, out: Path, run_id: str) -> Outcome:
     given = rate.Given(
         prompts=prompts.read(inputs["prompts"], config.max_prompts),
         writers={name: lambda folder=inputs[f"model_{name}"]: LocalModel(folder, config.max_new_tokens, config.temperature).write for name in config.models},
-        score=judging.reward_model(inputs["reward"]) if config.judge.reward else None,
+        score=scoring.reward_model(inputs["reward"]) if config.judge.reward else None,
         prefer=critic.made(asked, inputs.get("critic")).prefer if asked else None,
         batched=not (asked and asked.url),
         rankings=inputs.get("rankings"),

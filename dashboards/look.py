@@ -13,7 +13,7 @@ from typing import Any
 import streamlit as st
 
 COLOURS = {"RUNNING": "blue", "PENDING": "orange", "PAUSED": "violet", "CANCELLING": "orange", "COMPLETED": "green", "FAILED": "red", "CRASHED": "red"}
-AXIS = ",.3~g"
+AXIS = ",.4~r"
 PAIR = ("#2a6fdb", "#e0772b")  # the first and the second of two models, everywhere
 
 

@@ -18,6 +18,7 @@ from prefect.client.orchestration import get_client
 
 DATA_CHANGED = "modelyard.data.changed"
 SCORE_DROPPED = "modelyard.score.dropped"
+FEEDBACK_READY = "modelyard.feedback.ready"
 GATE_DECIDED = "modelyard.gate.decided"
 APPROVAL_WAITING = "modelyard.approval.waiting"
 APPROVAL_SETTLED = "modelyard.approval.settled"

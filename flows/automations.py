@@ -11,7 +11,7 @@ from typing import Any
 from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from flows.announce import DATA_CHANGED, SCORE_DROPPED
+from flows.announce import DATA_CHANGED, FEEDBACK_READY, SCORE_DROPPED
 
 
 def _retrain_on(event: str, name: str, description: str, **parameters: Any) -> AutomationCore:
@@ -26,6 +26,7 @@ def _retrain_on(event: str, name: str, description: str, **parameters: Any) -> A
 
 AUTOMATIONS = [
     _retrain_on(DATA_CHANGED, "modelyard: retrain on new data", "What a recipe reads is not what it was when its retraining looked last."),
+    _retrain_on(FEEDBACK_READY, "modelyard: retrain on new rankings", "People have ranked enough that a recipe's preferences are worth learning from again."),
     _retrain_on(SCORE_DROPPED, "modelyard: retrain on a drop of scores", "A champion was measured anew and is worse than at its release, beyond the noise.", unchanged="new_seed"),
 ]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from components.registry.weights import locate
+from components.registry.weights import located
 from components.schema.config import BadInput
 from components.schema.feedback import FeedbackConfig
 from components.schema.jobs import Job, Run
@@ -32,24 +32,29 @@ def job(config: FeedbackConfig, run: Run) -> Job:
     """The stage as data. Errors: BadInput where a model or a file is not there."""
     defining, surrounding = config.parted()
     inputs = {
-        "policy": _model(config.policy, "policy"),
+        "policy": located(config.policy, "feedback: policy"),
         "constitution": _file(config.constitution, "constitution"),
         "prompts": _file(config.prompts, "prompts"),
     }
     if config.critic.url is None:
-        inputs["critic"] = _model(config.critic.model, "critic.model")
+        inputs["critic"] = located(config.critic.model, "feedback: critic.model")
     return Job(stage="feedback", config={"feedback": defining, "seed": config.seed}, inputs=inputs, run=run.model_copy(update={"options": surrounding}))
 
 
-def keep(record: Record, name: str) -> Path:
-    """A finished dataset laid out under data/feedback, whole or as it was before. Gives its folder, which is for DVC to keep."""
+def put_under_dvc(record: Record, name: str) -> Path:
+    """A finished dataset under data/feedback/NAME, and kept by DVC. Errors: BadInput where DVC refuses; the data stands all the same."""
+    return add_to_dvc(lay_out({file: record.folder / file for file in record.files}, name))
+
+
+def lay_out(files: dict[str, Path], name: str) -> Path:
+    """Files by their names under data/feedback/NAME, all of them or as it was before. Gives the folder."""
     folder = KEPT / name
     fresh, old = folder.with_name(f".{name}.new"), folder.with_name(f".{name}.old")
     for path in (fresh, old):
         shutil.rmtree(path, ignore_errors=True)
-    for file in record.files:
+    for file, made in files.items():
         (fresh / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(record.folder / file, fresh / file)
+        shutil.copyfile(made, fresh / file)
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
@@ -57,9 +62,8 @@ def keep(record: Record, name: str) -> Path:
     return folder
 
 
-def put_under_dvc(record: Record, name: str) -> Path:
-    """`keep`, then `dvc add`. Errors: BadInput where DVC refuses; the data stands all the same."""
-    folder = keep(record, name)
+def add_to_dvc(folder: Path) -> Path:
+    """`dvc add`. Errors: BadInput where DVC refuses; the data stands all the same."""
     done = subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", str(folder)], capture_output=True, text=True)
     if done.returncode:
         raise BadInput(
@@ -67,13 +71,6 @@ def put_under_dvc(record: Record, name: str) -> Path:
             "The data stands there all the same; once DVC works, run the same command again"
         )
     return folder
-
-
-def _model(name: str, field: str) -> Artifact:
-    try:
-        return locate(name)
-    except BadInput as error:
-        raise BadInput(str(error).replace("model.init_from", f"feedback: {field}", 1)) from None
 
 
 def _file(name: str, field: str) -> Artifact:

@@ -28,12 +28,12 @@ from prefect.logging import get_logger
 from prefect.variables import Variable
 
 from components.schema.config import BadInput
-from flows.announce import APPROVAL_SETTLED, APPROVAL_WAITING, BUDGET_SPENT, DATA_CHANGED, GATE_DECIDED, SCORE_DROPPED
+from flows.announce import APPROVAL_SETTLED, APPROVAL_WAITING, BUDGET_SPENT, DATA_CHANGED, FEEDBACK_READY, GATE_DECIDED, SCORE_DROPPED
 
 CHANNELS = {"webhook": "custom-webhook/modelyard-webhook", "slack": "slack-webhook/modelyard-slack", "slack-like": "custom-webhook/modelyard-slack", "email": "email-server-credentials/modelyard-email"}
 ADDRESSES, CURSOR = "modelyard_email", "modelyard_notified_"  # Prefect variables: who writes to whom; how far each channel has come
 RUN_EVENTS = tuple(f"prefect.flow-run.{state}" for state in ("Failed", "TimedOut", "Crashed", "Changed"))  # events are named after a state's name, not its type; Changed: the canary's
-OURS = (GATE_DECIDED, APPROVAL_WAITING, APPROVAL_SETTLED, DATA_CHANGED, SCORE_DROPPED, BUDGET_SPENT)
+OURS = (GATE_DECIDED, APPROVAL_WAITING, APPROVAL_SETTLED, DATA_CHANGED, FEEDBACK_READY, SCORE_DROPPED, BUDGET_SPENT)
 CRASH_SETTLES_S = 90.0  # a crashed run that is not started again within this is told of
 LOOK_BACK = timedelta(minutes=2)  # an event may arrive later than a younger one
 LONGEST_MEMORY = 300  # events that a channel remembers as sent; a variable holds 5,000 characters
@@ -130,6 +130,8 @@ def message_of(event: dict[str, Any]) -> Message | None:
             return Message(f"{what} is settled", reason)
         case "modelyard.data.changed":
             return Message(f"New data for {what}", reason)
+        case "modelyard.feedback.ready":
+            return Message(f"New rankings for {what}", reason)
         case "modelyard.score.dropped":
             return Message(f"{what} scores less than at its release", reason)
         case "modelyard.budget.spent":

@@ -38,10 +38,7 @@ _looked: dict[str, tuple[str, float]] = {}  # recipe: its files as they were las
 
 def watch() -> None:
     """A duty of the watch: look at what the recipes of all retrain deployments read."""
-    by_recipe: dict[str, list[dict[str, Any]]] = {}
-    for deployment in deployments():
-        by_recipe.setdefault(deployment["parameters"].get("recipe", "recipes/tiny.yaml"), []).append(deployment)
-    for path, found in by_recipe.items():
+    for path, found in by_recipe().items():
         try:
             look(path, found)
         except BadInput as error:
@@ -50,10 +47,18 @@ def watch() -> None:
                 logger.warning("%s cannot be watched: %s", path, error)
 
 
+def by_recipe() -> dict[str, list[dict[str, Any]]]:
+    """The deployments of the flow retrain, by the recipe file that they name."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for deployment in deployments():
+        found.setdefault(deployment["parameters"].get("recipe", "recipes/tiny.yaml"), []).append(deployment)
+    return found
+
+
 def look(path: str, found: Sequence[dict[str, Any]]) -> None:
     """One recipe's data: announce a change, and see to it that a run came of it. Errors: BadInput."""
     recipe = Recipe.load(Path(path))
-    variable = SEEN + recipe.name.replace("-", "_")
+    variable = _variable(recipe)
     seen: dict[str, Any] | None = Variable.get(variable)
     if seen and seen.get("announced"):
         return _see_to_it(path, recipe, seen, found, variable)
@@ -68,6 +73,15 @@ def look(path: str, found: Sequence[dict[str, Any]]) -> None:
         changed = sorted(name for name in {*seen["sources"], *_short(pins)} if seen["sources"].get(name) != _short(pins).get(name))
         reason = f"what {path} reads has changed: {', '.join(changed)}"[:1000]
         _tell(path, recipe, {"sources": _short(pins), "reason": reason, "times": 0}, found, variable)
+
+
+def noted(recipe: Recipe) -> None:
+    """What a recipe reads is as it should be: nobody is told of its last change. Errors: BadInput."""
+    Variable.set(_variable(recipe), {"sources": _short(sources(recipe))}, overwrite=True)
+
+
+def _variable(recipe: Recipe) -> str:
+    return SEEN + recipe.name.replace("-", "_")
 
 
 def _tell(path: str, recipe: Recipe, seen: dict[str, Any], found: Sequence[dict[str, Any]], variable: str) -> None:
@@ -126,11 +140,12 @@ def _short(pins: dict[str, str]) -> dict[str, str]:
 
 def _files(recipe: Recipe) -> str:
     """What local sources look like from outside: names, sizes, times. Cheap enough for every half minute."""
-    local = [Path(source.path) for source in _sources_of(recipe) if source.path]
+    local = [Path(source.path) for source in sources_of(recipe) if source.path]
     return digest({str(path): [(str(file), stat.st_size, stat.st_mtime_ns) for file in _below(path) if (stat := file.stat())] for path in local})
 
 
-def _sources_of(recipe: Recipe) -> list[Source]:
+def sources_of(recipe: Recipe) -> list[Source]:
+    """Whatever a recipe reads."""
     return [*recipe.data.sources, *recipe.data.chats, *recipe.data.preferences]
 
 

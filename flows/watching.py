@@ -34,8 +34,9 @@ DUTIES: list[Duty] = [
     ("notifications", 5.0, _later("flows.notifications", "watch")),
     ("approvals", 15.0, _later("flows.approval", "watch")),
     ("data", 30.0, _later("flows.triggers", "watch")),
+    ("people", 30.0, _later("flows.people", "watch")),
 ]
-ONCE = {"notifications", "approvals", "data"}
+ONCE = {"notifications", "approvals", "data", "people"}
 
 SLOT, LEASE_S = "modelyard-watch", 60.0
 logger = logging.getLogger("modelyard.watching")

@@ -20,19 +20,14 @@ from random import Random
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import torch
-
 from components.evaluation.ratings import Verdict
-from components.models.build import load_tokenizer
-from components.models.heads import scalar_model_from, scores
+from components.models.scoring import Score
 from components.schema.config import BadInput
 
 Message = dict[str, str]
 Chat = list[Message]
 Prefer = Callable[[Sequence[Chat]], Sequence[float | None]]  # the probability of label A for each request; None where there is no answer
-Score = Callable[[Sequence[Chat]], Sequence[float]]  # of whole chats
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-SCORED_AT_ONCE = 32
 WORDING = (
     "Two assistants answered the same user. Which answer is better: more helpful, more correct, and harmless? "
     "Neither the order of the answers nor their length should matter.\n\n{shown}\n\nAnswer A: {first}\n\nAnswer B: {second}\n\n"
@@ -75,31 +70,6 @@ def by_scores(answers: Answers, score: Score) -> Judged:
         a, b = found[first][i], found[second][i]
         rows.append({**_row(answers, i, first, second), "preference": 0.5 if a == b else float(a > b), "score_first": a, "score_second": b})
     return _judged(rows, {f"mean_score_{name}": fmean(found[name]) for name in found})
-
-
-def reward_model(folder: Path, seed: int = 0) -> Score:
-    """The scores of a reward model's folder, on its own scale. Errors: BadInput where it is none."""
-    if not (folder / "scale.json").is_file():
-        raise BadInput(
-            f"judging: {folder} has no scale.json, so it is no reward model and its scores would mean nothing. Give the folder of a finished reward stage"
-        )
-    model, words = scalar_model_from(folder, seed).eval(), load_tokenizer(folder)
-    if torch.cuda.is_available():
-        model.cuda()
-
-    @torch.no_grad()
-    def score(chats: Sequence[Chat]) -> list[float]:
-        rows = words.apply_chat_template(list(chats), return_dict=False)  # the turn's end is the last token, where the head reads
-        order, found = sorted(range(len(rows)), key=lambda i: len(rows[i])), [0.0] * len(rows)
-        for start in range(0, len(order), SCORED_AT_ONCE):
-            chunk = order[start : start + SCORED_AT_ONCE]
-            width = max(len(rows[i]) for i in chunk)
-            ids = torch.tensor([rows[i] + [words.pad_token_id] * (width - len(rows[i])) for i in chunk], device=model.device)  # (B, T)
-            for i, value in zip(chunk, scores(model, ids).tolist(), strict=True):
-                found[i] = value
-        return found
-
-    return score
 
 
 # ---------------------------------------------------------------- a judge

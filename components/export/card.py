@@ -30,6 +30,7 @@ SCORER = ("accuracy", "pairs ranked right")
 LIBRARIES = {"safetensors": "transformers", "int8": "transformers", "gguf": "gguf", "onnx": "onnx", "card": "transformers"}
 LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}")
 LONGEST_CELL = 300
+WHOLE_TEXT = ("bits_per_byte", "perplexity")  # of a comparison's figures: those of all held-out text together
 
 
 def text(told: Story | None, source: str, config: ExportConfig, record: Record | None, comparison: Comparison | None, unmeasured: str, licence: str | None) -> str:
@@ -47,7 +48,8 @@ def text(told: Story | None, source: str, config: ExportConfig, record: Record |
         use=using.text(config, title, bool(told and told.role != "base")),
         **(_of_story(told, licence) if told else {"table": [("licence", licence or "none stated")], "citation": ""}),
     )
-    return f"---\n{head(told, title, config, licence)}---\n\n{re.sub(r'\n{3,}', '\n\n', body).strip()}\n"
+    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    return f"---\n{head(told, title, config, licence)}---\n\n{body}\n"
 
 
 def head(told: Story | None, title: str, config: ExportConfig, licence: str | None) -> str:
@@ -81,6 +83,8 @@ def _of_story(told: Story, licence: str | None) -> dict[str, Any]:
         "asked": _asked(told),
         "other_figures": list(_other_figures(told)),
         "contamination": _contamination(told),
+        "decision": _decision(told),
+        "data": [(node.name, node.facts.get("md5") or node.facts.get("identity"), f"{node.facts['bytes']:,}" if node.facts.get("bytes") else "") for node in told.data],
         "contaminated": [_contaminated(score) for score in told.scores if score.contaminated.get("items")],
         "stages": [_stage(stage) for stage in told.stages],
         "totals": _totals(told),
@@ -149,6 +153,16 @@ def _contaminated(score: Score) -> tuple[Any, ...]:
         return "–" if part.get("score") is None else f"{part['score']:.4f} ({part['items']} items)"
 
     return score.suite, score.contaminated["items"], shown(score.contaminated), shown(score.clean)
+
+
+def _decision(told: Story) -> str:
+    """What was decided about it, and by whom."""
+    model = told.model
+    said = f"{model.get('action', 'not decided')}: {cell(model.get('reason', 'no reason was recorded'))}"
+    for word, done in (("settled", "Settled"), ("rolled_back", "Rolled back")):
+        if who := model.get(f"{word}_by"):
+            said += f". {done} by {cell(who)}: {cell(model.get(f'{word}_why') or 'no reason given')}"
+    return said
 
 
 def _stage(stage: Stage) -> tuple[str, ...]:
@@ -221,5 +235,5 @@ def _scores(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     for suite, row in comparison.suites.items():
         against = row.against[1]
         yield suite, words.score(row.scores[0]), words.score(row.scores[1]), words.difference(against), words.won_lost(against), against.verdict if against else "not comparable"
-    for number in comparison.figures.get("text", []):
-        yield number.name, words.number(number.values[0]), words.number(number.values[1]), words.change(*number.values), "–", "–"
+    for number in (one for one in comparison.figures.get("text", []) if one.name in WHOLE_TEXT):
+        yield f"held-out {number.name.replace('_', ' ')}", words.number(number.values[0]), words.number(number.values[1]), words.change(*number.values), "–", "–"

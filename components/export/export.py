@@ -28,7 +28,10 @@ WRITERS = {"safetensors": "weights", "int8": "fewer_bits", "int4": "fewer_bits",
 
 def run(config: ExportConfig, model: Path, out: Path, emit: Emit) -> Outcome:
     """Write the form into `out`. Errors: BadInput, before work is done where it can be known then."""
-    writer = import_module(f"components.export.{WRITERS[config.to]}")
+    try:
+        writer = import_module(f"components.export.{WRITERS[config.to]}")
+    except ModuleNotFoundError as error:
+        raise BadInput(f"export: {config.to} needs the package {error.name}, which is not installed, so nothing can be written. pip install 'modelyard[export]'") from None
     settings = settings_of(model, config)
     writer.refuse(config, model, settings)
     out.mkdir(parents=True, exist_ok=True)

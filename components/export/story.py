@@ -10,13 +10,18 @@ folder, and are read where that folder is here and is still that version.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from components.evaluation.statistics import wilson
 from components.registry import ancestry
 from components.registry.ancestry import Ancestry, Lock, Node
+from components.schema import data
 from components.schema.records import Record
 
 Z = 1.959964  # of an interval of 95 %
@@ -144,8 +149,15 @@ def _sources(found: Ancestry) -> list[Source]:
             told.setdefault(node.name, []).extend([str(node.facts["pin"])] if "pin" in node.facts else amounts)
         for name, given in (node.facts.get("parameters") or {}).items():
             if isinstance(given, list) and name.rpartition(".")[2] in ("sources", "chats", "preferences"):
-                licences |= {source.label: source.licence for source in map(Source.model_validate, given) if source.licence}
+                licences |= {source.label: source.licence for source in _asked(given) if source.licence}
     return [Source(label, ", ".join(dict.fromkeys(what)), licences.get(label, "")) for label, what in told.items()]
+
+
+def _asked(given: list[Any]) -> Iterator[data.Source]:
+    """Sources as a recipe names them; one that an older version of the recipe's form named is left out."""
+    for source in given:
+        with suppress(ValidationError):
+            yield data.Source.model_validate(source)
 
 
 def _licences(found: Ancestry) -> dict[str, dict[str, int]]:

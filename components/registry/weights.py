@@ -16,6 +16,16 @@ from components.schema.records import Artifact, digest, file_md5
 READ = ("*.safetensors", "*.json", "*.jinja")  # of a folder: weights, configuration, tokenizer; never a pickle
 
 
+def located(name: str, field: str) -> Artifact:
+    """The same for another field that names weights. Errors: BadInput, which names that field."""
+    try:
+        found = locate(name)
+    except BadInput as error:
+        raise BadInput(str(error).replace("model.init_from", field, 1)) from None
+    assert found is not None
+    return found
+
+
 def locate(name: str | None) -> Artifact | None:
     """The folder that a recipe's model.init_from names. None for None. Errors: BadInput where there is none, or it holds no safetensors."""
     if name is None:

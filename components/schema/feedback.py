@@ -1,6 +1,6 @@
 """AI feedback: whose answers are judged, by whom, by which principles, and on which prompts.
 
-One YAML file is one dataset of feedback: `modelyard feedback feedback.yaml`. Where the critic is reached, and how patiently, changes
+One YAML file is one dataset of feedback: `modelyard feedback critic feedback.yaml`. Where the critic is reached, and how patiently, changes
 no result and is no part of a dataset's identity (`CONNECTION`).
 """
 

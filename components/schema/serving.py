@@ -1,4 +1,4 @@
-"""What an endpoint is asked to be: which models in which arms, where it listens, and how much it takes on.
+"""What an endpoint is asked to be (which models in which arms, where it listens, how much it takes on), and a chat in the terminal.
 
     ServeConfig(model="models:/modelyard@champion", port=8000)
 """
@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from components.schema.config import BadInput, Config, Fraction
 
@@ -18,7 +18,19 @@ URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 ENGINES = ("auto", "own", "vllm")
 
 
-class ServeConfig(Config):
+class _Asked(Config):
+    """Options of a command."""
+
+    @classmethod
+    def asked(cls, command: str, **values: object) -> Self:
+        """The options that were given; None = not given. Errors: BadInput, with every problem at once."""
+        try:
+            return cls.model_validate({key: value for key, value in values.items() if value is not None})
+        except ValidationError as error:
+            raise BadInput("\n".join(f"{command}: {'.'.join(map(str, one['loc'])) or 'options'}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors())) from None
+
+
+class ServeConfig(_Asked):
     """An OpenAI-compatible endpoint."""
 
     model: str
@@ -85,15 +97,28 @@ class ServeConfig(Config):
         except ValueError:
             return self.host == "localhost"
 
-    @classmethod
-    def asked(cls, **values: object) -> ServeConfig:
-        """The options that were given. Errors: BadInput, with every problem at once."""
-        from pydantic import ValidationError
 
-        try:
-            return cls.model_validate({key: value for key, value in values.items() if value is not None})
-        except ValidationError as error:
-            raise BadInput("\n".join(f"serve: {'.'.join(map(str, one['loc'])) or 'options'}: {one['msg'].removeprefix('Value error, ')}" for one in error.errors())) from None
+class ChatConfig(_Asked):
+    """A chat in the terminal."""
+
+    model: str
+    """models:/NAME@ALIAS, models:/NAME/VERSION, a checkpoint's folder, or an endpoint's address; its key is MODELYARD_CHAT_KEY."""
+    max_new_tokens: PositiveInt = 96
+    """Longest answer, in tokens."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """0 = always the likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Only the likeliest tokens that together have this probability."""
+    top_k: NonNegativeInt = 0
+    """Only so many of the likeliest tokens; 0 = all."""
+    seed: NonNegativeInt | None = None
+    """Decides what is sampled; drawn anew for each answer unless told."""
+    system: str | None = None
+    """What the model is told first."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer."""
+    show_prompt: bool = False
+    """Whether the exact text that the model reads is shown."""
 
 
 def is_url(text: str) -> bool:

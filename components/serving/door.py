@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from components.schema.serving import ServeConfig
-from components.serving.metrics import Metrics
 from components.serving.protocol import Refusal
 from components.serving.turn import Turn
+
+if TYPE_CHECKING:
+    from components.serving.endpoint import Endpoint
 
 log = logging.getLogger("modelyard.serving")
 
@@ -27,19 +29,21 @@ DISCARDED_BYTES, DISCARDED_S = 32 * 2**20, 5.0
 class Door:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
-        self.app, self.config, self.metrics = app, config, metrics
+    def __init__(self, app: ASGIApp, endpoint: Endpoint) -> None:
+        self.app, self.endpoint = app, endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        turn = scope["modelyard.turn"] = Turn(self.metrics, (scope.get("client") or ("",))[0])
-        passing = _Passing(self.config, scope, receive, send, turn)
+        turn = scope["modelyard.turn"] = Turn(self.endpoint.metrics, (scope.get("client") or ("",))[0])
+        passing = _Passing(self.endpoint.config, scope, receive, send, turn)
+        self.endpoint.under_way += 1
         try:
             await self.app(scope, passing.receive, passing.send)
         except (ClientDisconnect, ConnectionError):
-            turn.status = turn.status or None
+            log.debug("a client went away")
         finally:
+            self.endpoint.under_way -= 1
             turn.over()
 
 

@@ -14,8 +14,8 @@ A window of the last 512 prompts is compared with the training prompts, by token
 | rare_share | share of tokens that are among training's rarest, which together are 1 % of it | above its limit |
 | length_p50, length_p95 | tokens of a middling and of a long prompt | outside `_least` to `_most` |
 
-No window is ever exactly like training, and a small one less so. So each measure has a band of its own for each size of window: a fifth of the training
-prompts is held back when the profile is made, windows are drawn from it again and again, and the band is what 99 of 100 of them keep to. `outside` counts the measures
+No window is ever exactly like training, and a small one less so. So each measure has a band of its own for each size of window: a fifth of the different
+training prompts is held back when the profile is made, windows are drawn from it again and again, and the band is what 99 of 100 of them keep to. `outside` counts the measures
 that left theirs. A single look outside means little (five measures at 1 % each); an alert waits for it to last and to be clear (infra/prometheus/rules).
 """
 
@@ -26,7 +26,6 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from pydantic import Field
 
 from components.schema.config import BadInput, Config
 
@@ -34,8 +33,8 @@ WINDOW = 512  # prompts
 SIZES = (16, 32, 64, 128, 256, WINDOW)  # of windows for which bands are drawn
 DRAWS = 300  # windows for each size
 KEPT = 0.99  # share of training's own windows inside a band
-HELD_BACK = 5  # one prompt in so many is kept apart to draw windows from
-FEWEST = 100  # prompts, below which a profile would say nothing
+HELD_BACK = 5  # one distinct prompt in so many is kept apart, wherever it stands, to draw windows from
+FEWEST = 100  # different prompts, below which a profile would say nothing
 RARE = 0.01  # share of all tokens that the rarest ones make up
 ONE_SIDED = ("jensen_shannon", "unseen_share", "rare_share")
 QUANTILES = {"length_p50": 0.50, "length_p95": 0.95}
@@ -52,7 +51,7 @@ class Profile(Config):
     """How often each was seen."""
     lengths: dict[str, float]
     """Quantiles of the prompts' lengths in tokens."""
-    bands: dict[int, dict[str, tuple[float, float]]] = Field(default_factory=dict)
+    bands: dict[int, dict[str, tuple[float, float]]] = {}
     """By size of window and measure: between what 99 of 100 windows of training's own prompts lie."""
 
 
@@ -124,14 +123,14 @@ class _Reference:
 
 
 def profile_of_prompts(prompts: Sequence[Sequence[int]], seed: int = 0) -> Profile:
-    """Count training's prompts (token ids, as the model was given them) and draw the bands. Errors: BadInput for fewer than 100."""
-    if len(prompts) < FEWEST:
-        raise BadInput(f"drift: {len(prompts)} training prompts are fewer than {FEWEST}, so chance could not be told from change. Train on more prompts, or go without")
+    """Count training's prompts (token ids, as the model was given them) and draw the bands. Errors: BadInput for fewer than 100 different ones."""
+    distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    if len(distinct) < FEWEST:
+        raise BadInput(f"drift: {len(distinct)} different training prompts are fewer than {FEWEST}, so chance could not be told from change. Train on more prompts, or go without")
     generator = np.random.default_rng(seed)
-    order = generator.permutation(len(prompts))
-    apart = max(len(prompts) // HELD_BACK, 1)
-    held_back = [np.asarray(prompts[place], np.int64) for place in order[:apart]]
-    profile = _counted([np.asarray(prompts[place], np.int64) for place in order[apart:]])
+    apart = {distinct[place] for place in generator.permutation(len(distinct))[: max(len(distinct) // HELD_BACK, 1)]}
+    held_back = [np.asarray(prompt, np.int64) for prompt in prompts if tuple(prompt) in apart]
+    profile = _counted([np.asarray(prompt, np.int64) for prompt in prompts if tuple(prompt) not in apart])
     reference = _Reference(profile)
     bands = {size: _band(reference, held_back, size, generator) for size in SIZES}
     return profile.model_copy(update={"bands": bands})

@@ -207,7 +207,7 @@ class Engine:
         answer.last, answer.count = token, answer.count + 1
         shown = (token,), (told,) if told else ()
         if token in self.ends and not answer.ignores_end:
-            return Piece(answer.text.rest(), *shown, finish="stop")
+            return Piece(answer.text.rest(), (token,), finish="stop")  # counted, but no part of the text: nothing is told about it
         text, stopped = answer.text.add(token)
         if stopped:
             return Piece(text, *shown, finish="stop")

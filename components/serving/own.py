@@ -95,10 +95,10 @@ class Own:
         if not self._shrinks and len(text) > self._longest_token * self.context:
             raise self.too_long(f"more than {self.context:,}", 0, field)
         if len(text) > LONG_TEXT:
-            return await asyncio.to_thread(self._encoded, text)
-        return self._encoded(text)
+            return await asyncio.to_thread(self.encoded, text)
+        return self.encoded(text)
 
-    def _encoded(self, text: str) -> list[int]:
+    def encoded(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def too_long(self, tokens: str, answer: int, field: str) -> Refusal:

@@ -116,7 +116,7 @@ class ChatReply(Reply):
     def _odds(self, one: Written) -> dict[str, Any] | None:
         if not self.wants_odds:
             return None
-        content = [{**self._token(token, odds.logprob), "top_logprobs": [self._token(*other) for other in odds.top]} for token, odds in zip(one.tokens, one.odds, strict=True)]
+        content = [{**self._token(token, odds.logprob), "top_logprobs": [self._token(*other) for other in odds.top]} for token, odds in zip(one.tokens, one.odds, strict=False)]  # the end of a turn has none
         return {"content": content, "refusal": None}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
@@ -146,8 +146,8 @@ class CompletionReply(Reply):
         if not self.wants_odds or not one.odds:
             return None
         return {
-            "tokens": [self.words(token)[0] for token in one.tokens],
+            "tokens": [self.words(token)[0] for token in one.tokens[: len(one.odds)]],
             "token_logprobs": [odds.logprob for odds in one.odds],
             "top_logprobs": [{self.words(token)[0]: logprob for token, logprob in odds.top} for odds in one.odds],
-            "text_offset": [len(self.prefixes[one.index]) + offset for offset in one.offsets],
+            "text_offset": [len(self.prefixes[one.index]) + offset for offset in one.offsets[: len(one.odds)]],
         }

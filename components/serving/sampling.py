@@ -38,7 +38,7 @@ class Odds:
 
 def chances(seed: int, choice: int) -> np.random.Generator:
     """The uniform numbers of one answer."""
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, choice]))
+    return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, choice], np.uint64)))
 
 
 def pick(logits: Tensor, how: Sequence[Sampling], uniform: Sequence[float]) -> list[int]:
@@ -71,7 +71,7 @@ def _cut(scaled: Tensor, how: Sequence[Sampling]) -> Tensor:
     rows = [row for row, one in enumerate(how) if one.top_p < 1 or one.top_k]
     if not rows:
         return scaled
-    ordered, ids = scaled[rows].sort(-1, descending=True, stable=True)
+    ordered, ids = scaled[rows].sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(scaled.shape[1], device=scaled.device)
     most = torch.tensor([how[row].top_k or scaled.shape[1] for row in rows], device=scaled.device)
     ordered = ordered.masked_fill(rank >= most[:, None], float("-inf"))

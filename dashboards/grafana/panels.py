@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, statetimeline, table, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models import bargauge as bargauge_models
 from grafana_foundation_sdk.models import common as looks
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
@@ -141,7 +140,7 @@ def _bars(panel: Panel) -> bargauge.Panel:
 
 def _table(panel: Panel) -> table.Panel:
     hidden = {"Time": True, "instance": True, "job": True, "__name__": True}
-    return table.Panel().with_transformation(model.DataTransformerConfig(id_val="organize", options={"excludeByName": hidden}))
+    return table.Panel().inspect(False).with_transformation(model.DataTransformerConfig(id_val="organize", options={"excludeByName": hidden}))
 
 
 def _states(panel: Panel) -> statetimeline.Panel:

@@ -23,7 +23,7 @@ BOARD = Board(
         Row("Now", (
             Panel("Alerts", "Ours that fire.", (('count(ALERTS{alertstate="firing",alertname=~"Modelyard.*"}) or vector(0)', ""),), kind="number", width=4, limits=(1,)),
             Panel("Workers", "That take runs.", (("sum(modelyard_workers_online)", ""),), kind="number", width=4, limits=(1, 0.5)),
-            Panel("Running", "Runs that are at work.", ((f'sum(modelyard_flow_runs{{state="Running",deployment=~"$deployment"}}) or vector(0)', ""),), kind="number", width=4),
+            Panel("Running", "Runs that are at work.", (('sum(modelyard_flow_runs{state="Running",deployment=~"$deployment"}) or vector(0)', ""),), kind="number", width=4),
             Panel("Waiting", "Runs that are due and have not begun.", ((f"sum(modelyard_flow_runs_waiting{CHOSEN}) or vector(0)", ""),), kind="number", width=4),
             Panel("Longest overdue", "How late the run is that has waited longest.", ((f"max(modelyard_flow_run_lateness_seconds{CHOSEN}) or vector(0)", ""),), unit="s", kind="number", width=4, limits=(600, 1800)),
             Panel("Waiting for approval", "Versions that wait for somebody's answer.", (("sum(modelyard_releases_waiting) or vector(0)", ""),), kind="number", width=4, limits=(1,)),

@@ -12,6 +12,7 @@ from dashboards import look
 from dashboards.services import serving
 
 NONE = "no second model"
+NOTHING = "No endpoint answers. `modelyard serve models:/modelyard@champion` starts one; MODELYARD_SERVING_URL names others, with commas between them."
 HISTORY, SHOW = "chat.history", "chat.prompts"
 
 
@@ -21,7 +22,7 @@ def main() -> None:
     for problem in problems:
         st.warning(problem, icon=":material/cloud_off:")
     if not found:
-        look.empty("No endpoint answers. `modelyard serve models:/modelyard@champion` starts one; MODELYARD_SERVING_URL names others, with commas between them.")
+        look.empty(NOTHING if problems else "The endpoint answers, and no model is in service there yet: it waits for a version, or loads one. Look again in a moment.")
         with st.expander("The endpoint asks for a key"):
             st.text_input("API key", type="password", key="chat.key")
         return
@@ -126,4 +127,5 @@ def below(models: list[serving.Model], told: list[list[dict[str, str]]], key: st
                 look.words(found["prompt"] or "This endpoint counts tokens and does not tell the prompt.")
 
 
-main()
+if __name__ == "__main__":
+    main()

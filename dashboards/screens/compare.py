@@ -139,4 +139,5 @@ def answers(version: releases.Version, graph: dict[str, releases.Node]) -> dict[
     return {sample.prompt.removeprefix(role): sample.output for sample in record.samples if sample.prompt.startswith(role)}
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ import streamlit as st
 from dashboards import look
 from dashboards.services import mlflow, web
 
-RUNS = 20
+RUNS = 12
 CLUSTERS_A_PAGE = 10
 CARD_HEIGHT = 900
 # The card is a page of our own without scripts; so that it stays one whatever text stands in it, it may neither run nor load anything.
@@ -152,4 +152,5 @@ def the_card(run_id: str) -> None:
     st.iframe(page.replace("<head>", f"<head>{SEALED}", 1), height=CARD_HEIGHT)
 
 
-main()
+if __name__ == "__main__":
+    main()

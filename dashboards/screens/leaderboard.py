@@ -61,4 +61,5 @@ def table(rows: list[dict[str, Any]], found: list[releases.Version], suites: lis
     look.table(shown, dict.fromkeys(suites, "%.3f"))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -136,4 +136,5 @@ def what_ended() -> None:
         look.table(shown)
 
 
-main()
+if __name__ == "__main__":
+    main()

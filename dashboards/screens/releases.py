@@ -116,4 +116,5 @@ def dot(nodes: dict[str, releases.Node]) -> str:
     return "\n".join([*lines, "}"])
 
 
-main()
+if __name__ == "__main__":
+    main()

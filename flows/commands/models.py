@@ -1,4 +1,4 @@
-"""Commands about models: compare, evaluate, rate, feedback, chat, approve, reject."""
+"""Commands about models: compare, evaluate, rate, chat, approve, reject."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import getpass
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from components.schema.jobs import Run
 from components.schema.recipe import Resources
 from flows.terminal import On, Sets, Threads, errors_told, flows_watched, make_console, root
-
-if TYPE_CHECKING:
-    from components.schema.feedback import FeedbackConfig
 
 app = typer.Typer()
 
@@ -38,30 +35,25 @@ def compare(
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(help="models:/modelyard@champion, models:/modelyard/3, or a checkpoint's folder.")],
+    model: Annotated[str, typer.Argument(help="models:/modelyard@champion, models:/modelyard/3, a checkpoint's folder, or an endpoint's address, such as http://127.0.0.1:8000.")],
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 96,
     temperature: Annotated[float, typer.Option(help="0 = always the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens that together have this probability; 1 = from all.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from so many of the likeliest tokens; 0 = from all.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers; a new one each time unless told.")] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the first message.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends an answer; may be given many times.")] = None,
+    prompt: Annotated[bool, typer.Option("--prompt", help="Show the exact text that the model reads, before each answer.")] = False,
 ) -> None:
     """Talk to a model in the terminal. Reads standard input where it is not a terminal, one message a line."""
-    root()
-    options = ["--max-new-tokens", str(max_new_tokens), "--temperature", str(temperature)]
-    os.execv(sys.executable, [sys.executable, "-m", "components", "chat", "--model", model, *options])
-
-
-@app.command()
-def feedback(
-    config: Annotated[Path, typer.Argument(help="Feedback file, such as recipes/feedback/tiny.yaml.")],
-    sets: Sets = None,
-    threads: Threads = 0,
-    on: On = None,
-) -> None:
-    """Have a critic judge a model's answers by a constitution; the preferences become a dataset that DVC keeps."""
     with errors_told():
-        from components.schema.feedback import FeedbackConfig
+        from components.schema.serving import ChatConfig
 
-        asked = FeedbackConfig.load(config, sets or [])
         root()
-        _gather(asked, Resources.parse(threads, on))
+        options = ChatConfig.asked(
+            "chat", model=model, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, system=system, stop=tuple(stop or ()), show_prompt=prompt
+        )
+        os.execv(sys.executable, [sys.executable, "-m", "components", "chat", "--options", options.model_dump_json(exclude_unset=True)])
 
 
 @app.command()
@@ -159,18 +151,3 @@ def _resume_waiting(model: str) -> None:
     else:
         if resumed:
             print(f"{resumed} run that waited for this goes on")
-
-
-def _gather(config: FeedbackConfig, resources: Resources) -> None:
-    """One dataset of feedback, made by a flow of its own and put under DVC."""
-    console = make_console()
-    with flows_watched(console) as (_, screen):
-        from flows.feedback import gather_feedback, put_under_dvc
-
-        record = gather_feedback(config, Run(recipe_name=config.name, seed=config.seed, resources=resources))
-    found = screen.results["feedback"]["verdict"]
-    console.print(f"feedback: {found.action}: {found.reason}", highlight=False)
-    folder = put_under_dvc(record, config.name)
-    figures = record.figures
-    print(f"{figures['pairs']} pairs of {figures['prompts']} prompts in {folder}, of which {folder}.dvc is the version. What was left out and why: {folder}/report.md")
-    print(f"Next: in a recipe, data.preferences: [{{kind: files, path: {folder}/preferences}}]; and git add {folder}.dvc")

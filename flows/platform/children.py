@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
+from components.schema.serving import ServeConfig
 from flows.platform.ending import MARK, mark
 from flows.platform.settings import Settings
 from flows.server import QUIET
@@ -36,7 +37,7 @@ WORKER = {
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",  # beside 502 and 503; how long a run waits for its server: flows/outages.py
 }
 # Children whose libraries are optional: the module, and the extra that brings it.
-NEEDS = {"dashboard": ("streamlit", "dashboard"), "exporter": ("prometheus_client", "services")}
+NEEDS = {"dashboard": ("streamlit", "dashboard"), "feedback": ("krippendorff", "feedback"), "exporter": ("prometheus_client", "services"), "serving": ("prometheus_client", "serving")}
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ def children(settings: Settings, environ: Mapping[str, str] = os.environ) -> tup
         rest.append(_module("exporter", after, address=(there := f"{settings.url('metrics')}/metrics"), health=there))
     if settings.ports["dashboard"]:
         rest.append(_dashboard(settings, after))
+    if settings.ports["feedback"]:
+        rest.append(_feedback(settings, after))
+    if settings.ports["serving"]:
+        rest.append(_serving(settings, after))
     absent = lacking()
     return tuple(servers) + tuple(child for child in rest if child.name not in absent)
 
@@ -91,7 +96,9 @@ def environment(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     if settings.prefect_account:
         told["PREFECT_API_AUTH_STRING"] = settings.prefect_account
     pages = {} if settings.prefect_given else {"PREFECT_UI_URL": settings.page("prefect")}
-    return {**SHARED, **pages, **environ, **told}
+    endpoint = {"MODELYARD_SERVING_URL": settings.url("serving")} if settings.serve else {}
+    ranking = {"MODELYARD_FEEDBACK_PAGE": settings.url("feedback")} if settings.ports["feedback"] else {}
+    return {**SHARED, **pages, **endpoint, **ranking, **environ, **told}
 
 
 def _prefect(settings: Settings) -> Child:
@@ -128,6 +135,17 @@ def _dashboard(settings: Settings, after: tuple[str, ...]) -> Child:
     options = {"server.address": settings.host, "server.port": settings.ports["dashboard"], "server.headless": "true", "server.fileWatcherType": "none", "browser.gatherUsageStats": "false", "client.toolbarMode": "minimal", "runner.magicEnabled": "false"}
     command = _python("streamlit", "run", "dashboards/app.py", *(f"--{key}={value}" for key, value in options.items()))
     return Child("dashboard", command, address=settings.url("dashboard"), health=f"{settings.url('dashboard')}/_stcore/health", after=after)
+
+
+def _feedback(settings: Settings, after: tuple[str, ...]) -> Child:
+    command = _python("components.feedback.people.server", "--host", settings.host, "--port", str(settings.ports["feedback"]))
+    return Child("feedback", command, address=settings.url("feedback"), health=f"{settings.url('feedback')}/health", after=after, grace_s=12)
+
+
+def _serving(settings: Settings, after: tuple[str, ...]) -> Child:
+    options = ServeConfig.asked("serve", model=settings.serve, host=settings.host, port=settings.ports["serving"], wait=True)
+    command = _python("components", "serve", "--options", options.model_dump_json(exclude_unset=True))
+    return Child("serving", command, address=settings.url("serving"), health=f"{settings.url('serving')}/health", after=after, grace_s=options.stop_s + 5)
 
 
 def _module(name: str, after: tuple[str, ...], address: str | None = None, health: str | None = None) -> Child:

@@ -14,8 +14,8 @@ from pathlib import Path
 from components.schema.config import BadInput
 from components.schema.records import home
 
-PORTS = {"prefect": ("MODELYARD_PREFECT_PORT", 4200), "mlflow": ("MODELYARD_MLFLOW_PORT", 5000), "dashboard": ("MODELYARD_DASHBOARD_PORT", 8501), "metrics": ("MODELYARD_METRICS_PORT", 9464)}
-OPTIONAL = ("dashboard", "metrics")  # port 0 = not started
+PORTS = {"prefect": ("MODELYARD_PREFECT_PORT", 4200), "mlflow": ("MODELYARD_MLFLOW_PORT", 5000), "dashboard": ("MODELYARD_DASHBOARD_PORT", 8501), "feedback": ("MODELYARD_FEEDBACK_PORT", 8700), "metrics": ("MODELYARD_METRICS_PORT", 9464), "serving": ("MODELYARD_SERVE_PORT", 8000)}
+OPTIONAL = ("dashboard", "feedback", "metrics", "serving")  # port 0 = not started
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -41,12 +41,15 @@ class Settings:
     """user:password that Prefect's API asks for; None = it asks for none."""
     mlflow_account: tuple[str, str] | None
     """User and password that MLflow asks for; None = it asks for none."""
+    serve: str | None = None
+    """Model that the endpoint serves (models:/NAME@champion); None = no endpoint."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ, project: Path | None = None) -> Settings:
         """Errors: BadInput, with every problem at once."""
         problems: list[str] = []
         ports = {name: _number(environ, variable, default, problems, highest=65535) for name, (variable, default) in PORTS.items()}
+        ports["serving"] *= bool(environ.get("MODELYARD_SERVE"))  # where no model is named, nothing listens
         found = cls(
             project=(project or Path.cwd()).absolute(),
             home=home(),
@@ -57,6 +60,7 @@ class Settings:
             mlflow_given=environ.get("MLFLOW_TRACKING_URI") or None,
             prefect_account=environ.get("PREFECT_SERVER_API_AUTH_STRING") or environ.get("PREFECT_API_AUTH_STRING") or None,
             mlflow_account=_mlflow_account(environ, problems),
+            serve=environ.get("MODELYARD_SERVE") or None,
         )
         problems += found._problems(environ)
         if problems:

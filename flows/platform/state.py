@@ -70,7 +70,9 @@ class State(Config):
     """Prefect's API, with /api."""
     mlflow_url: str
     dashboard_url: str | None = None
+    feedback_url: str | None = None
     metrics_url: str | None = None
+    serving_url: str | None = None
     children: dict[str, ChildState] = {}
 
     @classmethod

@@ -36,7 +36,7 @@ def status() -> dict[str, Any]:
     except (OSError, ValueError) as error:
         asked = {}
         problems.append(f"Prefect at {found.prefect_url} does not answer as it should ({error})")
-    addresses = {"prefect": found.prefect_url.removesuffix("/api"), "mlflow": found.mlflow_url, "dashboard": found.dashboard_url, "metrics": found.metrics_url}
+    addresses = {"prefect": found.prefect_url.removesuffix("/api"), "mlflow": found.mlflow_url, "dashboard": found.dashboard_url, "feedback": found.feedback_url, "metrics": found.metrics_url, "serving": found.serving_url}
     if found.mlflow_url and "mlflow" not in children and not answers(f"{found.mlflow_url}/health"):
         problems.append(f"MLflow at {found.mlflow_url} does not answer")
     return {

@@ -148,7 +148,7 @@ class Supervisor:
         assert me is not None
         return State(
             supervisor=me, project=str(s.project), began=self.began, prefect_url=s.prefect_url, mlflow_url=s.mlflow_url,
-            dashboard_url=self._address("dashboard"), metrics_url=self._address("exporter"), children={running.child.name: running.state for running in self.all},
+            dashboard_url=self._address("dashboard"), feedback_url=self._address("feedback"), metrics_url=self._address("exporter"), serving_url=self._address("serving"), children={running.child.name: running.state for running in self.all},
         )  # fmt: skip
 
     def _address(self, name: str) -> str | None:

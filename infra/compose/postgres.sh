@@ -3,8 +3,8 @@
 set -eu
 : "${PREFECT_DB_PASSWORD:?} ${MLFLOW_DB_PASSWORD:?}"
 
-for name in prefect mlflow; do
-    case $name in prefect) password=$PREFECT_DB_PASSWORD ;; *) password=$MLFLOW_DB_PASSWORD ;; esac
+for name in prefect mlflow ${FEEDBACK_DB_PASSWORD:+feedback}; do
+    case $name in prefect) password=$PREFECT_DB_PASSWORD ;; mlflow) password=$MLFLOW_DB_PASSWORD ;; *) password=$FEEDBACK_DB_PASSWORD ;; esac
     psql -v ON_ERROR_STOP=1 -v name="$name" -v password="$password" --username "$POSTGRES_USER" --dbname postgres <<'SQL'
 CREATE ROLE :"name" LOGIN PASSWORD :'password';
 CREATE DATABASE :"name" OWNER :"name" ENCODING 'UTF8' TEMPLATE template0;

@@ -15,8 +15,9 @@ from scipy.optimize import minimize
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from components.evaluation import judging, rate
-from components.evaluation.judging import Answers, by_judge, by_people, by_scores, request, reward_model, write_sheet
+from components.evaluation.judging import Answers, by_judge, by_people, by_scores, request, write_sheet
 from components.evaluation.ratings import Verdict, fit, ratings
+from components.models.scoring import reward_model
 from components.schema.config import BadInput
 from components.schema.rating import RatingConfig
 from tests.evaluation.conftest import make_tokenizer

@@ -1,4 +1,4 @@
-"""`modelyard feedback` as a user types it: an endpoint judges, DVC keeps the pairs, a recipe reads them."""
+"""`modelyard feedback critic` as a user types it: an endpoint judges, DVC keeps the pairs, a recipe reads them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def test_pairs_of_an_endpoint_become_a_version_that_a_recipe_reads(project: Proj
             "critic": {"model": "judge", "url": server.url, "key_variable": "JUDGE_KEY"},
         }  # fmt: skip
         (folder / "feedback.yaml").write_text(yaml.safe_dump(asked))
-        first = project.run("feedback", "feedback.yaml")
+        first = project.run("feedback", "critic", "feedback.yaml")
         requests = len(server.requests)
-        again = project.run("feedback", "feedback.yaml", "--set", "critic.concurrency=1")
+        again = project.run("feedback", "critic", "feedback.yaml", "--set", "critic.concurrency=1")
         assert {headers["Authorization"] for _, headers, _ in server.requests} == {f"Bearer {key}"}
         assert requests == len(server.requests) == 1 + 4 * 12, "the second time everything stands"
     assert "12 pairs of 12 prompts in data/feedback/judged" in first.stdout and "feedback: run:" in first.stdout
@@ -68,5 +68,5 @@ def test_bad_input_ends_with_one_message_and_nothing_is_asked(project: Project, 
         (("--set", "policy=nowhere"), "feedback: policy: 'nowhere' is no folder here"),
         (("--set", "critic.modle=x"), "Did you mean `model`"),
     ):
-        done = project.run("feedback", "bad.yaml", *sets, code=2)
+        done = project.run("feedback", "critic", "bad.yaml", *sets, code=2)
         assert words in done.stderr and "Traceback" not in done.stderr

@@ -56,7 +56,7 @@ def settings(tmp_path: Path, **environ: str) -> Settings:
 def test_nothing_said_means_loopback_and_the_usual_ports(tmp_path: Path) -> None:
     asked = settings(tmp_path)
     assert asked.prefect_url == "http://127.0.0.1:4200/api" and asked.mlflow_url == "http://127.0.0.1:5000"
-    assert asked.is_local and asked.served == ("prefect", "mlflow", "dashboard", "metrics")
+    assert asked.is_local and asked.served == ("prefect", "mlflow", "dashboard", "feedback", "metrics")
 
 
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_folder_without_a_project_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_joins_starts_no_servers(tmp_path: Path) -> None:
-    asked = settings(tmp_path, PREFECT_API_URL="http://yard:4200/api", MLFLOW_TRACKING_URI="http://yard:5000", MODELYARD_WORKERS="2", MODELYARD_DASHBOARD_PORT="0", MODELYARD_METRICS_PORT="0")
+    asked = settings(tmp_path, PREFECT_API_URL="http://yard:4200/api", MLFLOW_TRACKING_URI="http://yard:5000", MODELYARD_WORKERS="2", MODELYARD_DASHBOARD_PORT="0", MODELYARD_FEEDBACK_PORT="0", MODELYARD_METRICS_PORT="0")
     assert [child.name for child in children(asked, {})] == ["worker-1", "worker-2", "watching"]
     assert environment(asked, {})["PREFECT_API_URL"] == "http://yard:4200/api"
     assert asked.served == ()
@@ -92,7 +92,7 @@ def test_a_machine_that_joins_starts_no_servers(tmp_path: Path) -> None:
 
 def test_children_wait_for_the_servers_and_the_servers_for_nobody(tmp_path: Path) -> None:
     by_name = {child.name: child for child in children(settings(tmp_path), {})}
-    assert list(by_name) == ["prefect", "mlflow", "worker-1", "watching", "exporter", "dashboard"]
+    assert list(by_name) == ["prefect", "mlflow", "worker-1", "watching", "exporter", "dashboard", "feedback"]
     assert by_name["prefect"].after == by_name["mlflow"].after == ()
     assert all(child.after == ("prefect", "mlflow") for name, child in by_name.items() if name not in ("prefect", "mlflow"))
 
@@ -101,7 +101,7 @@ def test_a_child_whose_library_is_missing_is_left_out_and_named(tmp_path: Path, 
     monkeypatch.setitem(specifications.NEEDS, "dashboard", ("no_such_library", "dashboard"))
     assert "dashboard" not in [child.name for child in children(settings(tmp_path), {})]
     said: list[str] = []
-    free = {f"MODELYARD_{name}_PORT": str(_free()) for name in ("PREFECT", "MLFLOW", "DASHBOARD", "METRICS")}
+    free = {f"MODELYARD_{name}_PORT": str(_free()) for name in ("PREFECT", "MLFLOW", "DASHBOARD", "FEEDBACK", "METRICS")}
     up.ready_to_start(settings(tmp_path, **free), said.append)
     assert said == ["NOT STARTED: dashboard; its library is not installed. pip install 'modelyard[dashboard]'"]
 
@@ -145,7 +145,7 @@ def test_a_port_in_use_is_told_with_the_variable_that_moves_it(tmp_path: Path) -
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(BadInput, match=rf"127\.0\.0\.1:{port} \(mlflow\) is in use .* MODELYARD_MLFLOW_PORT$"):
-            up.check_ports(settings(tmp_path, MODELYARD_MLFLOW_PORT=str(port), MODELYARD_PREFECT_PORT=str(_free()), MODELYARD_DASHBOARD_PORT="0", MODELYARD_METRICS_PORT="0"))
+            up.check_ports(settings(tmp_path, MODELYARD_MLFLOW_PORT=str(port), MODELYARD_PREFECT_PORT=str(_free()), MODELYARD_DASHBOARD_PORT="0", MODELYARD_FEEDBACK_PORT="0", MODELYARD_METRICS_PORT="0"))
 
 
 # ---------------------------------------------------------------- whose a process is

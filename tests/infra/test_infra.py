@@ -16,7 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 COMPOSE = sorted((INFRA / "compose").glob("*.yaml"))
-OVERLAYS = ("base", "overlays/production", "overlays/gpu")
+OVERLAYS = ("base", "overlays/production", "overlays/gpu", "overlays/people")
 BESIDE = Path(sys.executable).parent  # where the environment's programs are
 
 
@@ -214,17 +214,22 @@ def test_alerts_fire_when_they_should_and_not_otherwise(path: Path) -> None:
 
 
 def test_every_alert_has_a_case_and_says_what_to_do() -> None:
-    tested = {case["alertname"] for path in (INFRA / "prometheus" / "tests").glob("*.yaml") for test in yaml.safe_load(path.read_text())["tests"] for case in test["alert_rule_test"] if case["exp_alerts"]}
+    tested = {case["alertname"] for path in (INFRA / "prometheus" / "tests").glob("*.yaml") for test in yaml.safe_load(path.read_text())["tests"] for case in test.get("alert_rule_test", ()) if case["exp_alerts"]}
     for rule in rules():
-        assert rule["alert"] in tested and rule["annotations"]["next"]
+        assert "record" in rule or (rule["alert"] in tested and rule["annotations"]["next"]), rule
 
 
 def test_every_metric_that_an_alert_reads_is_exported_and_explained() -> None:
+    from components.serving.metrics import Metrics
+
     source = "".join(path.read_text() for path in (ROOT / "flows" / "exported").glob("*.py")) + (ROOT / "flows" / "exporter.py").read_text()
+    people = (ROOT / "components" / "feedback" / "people" / "metrics.py").read_text()
+    exported = set(re.findall(r'"(modelyard_\w+)"', source)) | {family.name for family in Metrics().registry.collect()}
+    exported |= {f"modelyard_feedback_{name.removeprefix('modelyard_feedback_')}" for name in re.findall(r'"(\w+)"', people)}
     readme = (INFRA / "prometheus" / "README.md").read_text()
     for rule in rules():
-        for name in re.findall(r"modelyard_\w+", rule["expr"]):
-            assert f'"{name.removesuffix("_total")}"' in source and name in readme, name
+        for name in {re.sub(r"_(total|bucket)$", "", found) for found in re.findall(r"modelyard_\w+", rule["expr"])}:
+            assert name in exported and name in readme, f"{rule.get('alert') or rule['record']} reads {name}"
 
 
 def rules() -> list[dict[str, Any]]:

@@ -12,14 +12,14 @@ import yaml
 
 pytest.importorskip("grafana_foundation_sdk", reason="pip install 'modelyard[dev]' brings grafana-foundation-sdk")
 
-from grafana_foundation_sdk.cog.encoder import JSONEncoder  # noqa: E402
-from grafana_foundation_sdk.cog.plugins import register_default_plugins  # noqa: E402
-from grafana_foundation_sdk.models.dashboard import Dashboard  # noqa: E402
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from dashboards.grafana.__main__ import BOARDS, FOLDER  # noqa: E402
-from dashboards.grafana.panels import Board, Panel, rendered  # noqa: E402
-from tests.infra.test_infra import program  # noqa: E402
-from tests.monitoring.asking import plain  # noqa: E402
+from dashboards.grafana.__main__ import BOARDS, FOLDER
+from dashboards.grafana.panels import Board, Panel, rendered
+from tests.infra.test_infra import program
+from tests.monitoring.asking import plain
 
 ROOT = Path(__file__).parents[2]
 EACH = pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.name)

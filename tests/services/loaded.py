@@ -81,7 +81,7 @@ class Loaded:
         with Postgres(folder / "postgres") as postgres:
             told = {
                 **{f"MODELYARD_{name}_PORT": str(port) for name, port in ports.items()},
-                "MODELYARD_DASHBOARD_PORT": "0", "MODELYARD_METRICS_PORT": "0", "MODELYARD_WORKERS": "2", "MODELYARD_CPU_SLOTS": str(slots), "MODELYARD_GPUS": "0", "OMP_NUM_THREADS": "1",
+                "MODELYARD_DASHBOARD_PORT": "0", "MODELYARD_FEEDBACK_PORT": "0", "MODELYARD_METRICS_PORT": "0", "MODELYARD_WORKERS": "2", "MODELYARD_CPU_SLOTS": str(slots), "MODELYARD_GPUS": "0", "OMP_NUM_THREADS": "1",
                 "MODELYARD_HOME": str(folder / "yard"), "MODELYARD_SLOT_LOCKS": str(folder / "locks"),
                 "PREFECT_API_DATABASE_CONNECTION_URL": postgres.url("prefect", "postgresql+asyncpg"),
                 "MLFLOW_BACKEND_STORE_URI": postgres.url("mlflow", "postgresql+psycopg2"),

@@ -45,7 +45,7 @@ class Yard:
     def __init__(self, folder: Path, **environment: str) -> None:
         (folder / "repo").mkdir()
         self.project = Project.copy_to(folder / "repo")
-        ports = dict(zip(("PREFECT", "MLFLOW", "DASHBOARD", "METRICS"), _free_ports(4), strict=True))
+        ports = dict(zip(("PREFECT", "MLFLOW", "DASHBOARD", "FEEDBACK", "METRICS"), _free_ports(5), strict=True))
         self.project.environment = {**{f"MODELYARD_{name}_PORT": str(port) for name, port in ports.items()}, "OMP_NUM_THREADS": "1", **environment}
         self.api = f"http://127.0.0.1:{ports['PREFECT']}/api"
         self.home = self.project.folder / ".modelyard"
@@ -114,7 +114,7 @@ def yard(tmp_path: Path) -> Iterator[Yard]:
 def test_what_is_killed_comes_back_and_down_leaves_nothing(yard: Yard) -> None:
     told = yard.status()
     assert told["healthy"], told
-    assert set(told["children"]) == {"prefect", "mlflow", "worker-1", "watching", "exporter", "dashboard"}
+    assert set(told["children"]) == {"prefect", "mlflow", "worker-1", "watching", "exporter", "dashboard", "feedback"}
     assert told["workers"] and told["addresses"]["prefect"] == yard.api.removesuffix("/api")
     for address in (*told["addresses"].values(), f"{told['addresses']['dashboard']}/_stcore/health"):
         with urllib.request.urlopen(address, timeout=30) as answer:

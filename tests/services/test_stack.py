@@ -94,6 +94,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, object_s
         "MODELYARD_STORE": f"s3://{bucket}/team",
         "MODELYARD_STORE_EVERY_S": "0.5",
         "MODELYARD_DASHBOARD_PORT": "0",
+        "MODELYARD_FEEDBACK_PORT": "0",
         "MODELYARD_METRICS_PORT": "0",
         "MODELYARD_HOST_DEAD_S": "60",
         "PREFECT_API_AUTH_STRING": account,

@@ -69,6 +69,17 @@ def gold_accuracy(rankings: Iterable[Said]) -> dict[str, float]:
     return {name: fmean(right for one in own for right in _right(one)) for name, own in known.items()}
 
 
+def by_model(rankings: Iterable[Said]) -> list[dict[str, Any]]:
+    """By model: how often its answers are better than other models' to the same prompt, a tie counting half; the best first. For who asks, never for who ranks."""
+    won: dict[str, list[float]] = defaultdict(list)
+    for one in rankings:
+        for first, second in permutations(range(len(one.item.answers)), 2):
+            model, other = one.item.answers[first]["model"], one.item.answers[second]["model"]
+            if one.item.gold is None and model != other:
+                won[model].append((order(one, first, second) + 1) / 2)
+    return sorted(({"model": model, "better": fmean(all), "pairs": len(all)} for model, all in won.items()), key=lambda row: -row["better"])
+
+
 def order(one: Said, first: int, second: int) -> int:
     """What a person says about two answers, as one of VALUES."""
     ranks = one.opinion.ranks

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -50,6 +51,33 @@ def _ask(session: Session, config: AskConfig, rows: Sequence[Row]) -> int:
     for item in session.scalars(select(Item).where(Item.dataset == config.name, Item.overlap != config.overlap)):
         item.overlap = config.overlap
     return len(new)
+
+
+def configured(store: Store, name: str, told: Mapping[str, Any]) -> AskConfig:
+    """How a dataset is asked: what is told now, else what was told before. Errors: BadInput."""
+    found = store.read(lambda session: session.get(Dataset, name))
+    try:
+        return AskConfig.model_validate({**(found.config if found else {"name": name}), **told})
+    except ValidationError as error:
+        problems = "; ".join(f"{one['loc'][0]}: {one['msg']}" for one in error.errors())
+        raise BadInput(f"feedback: {problems}, so nobody was asked. Correct the command") from None
+
+
+def writers(folders: Mapping[str, Path | None], max_new_tokens: int, temperature: float) -> dict[str, Callable[[], Write]]:
+    """By model, what loads it and gives its answers; without a folder the name is an endpoint's URL with #NAME. Errors: BadInput."""
+    from components.feedback import critic
+    from components.feedback.local import LocalModel
+    from components.schema.feedback import CriticConfig
+
+    def one(name: str, folder: Path | None) -> Callable[[], Write]:
+        if folder is not None:
+            return lambda: LocalModel(folder, max_new_tokens, temperature).write
+        url, _, model = name.partition("#")
+        if not model:
+            raise BadInput(f"feedback: {name} names an endpoint and no model of it, so nobody would answer. Write {name}#NAME")
+        return lambda: critic.made(CriticConfig(model=model, url=url, max_new_tokens=max_new_tokens, temperature=temperature), None).write
+
+    return {name: one(name, folder) for name, folder in folders.items()}
 
 
 def answered(asked: Sequence[Chat], writers: Mapping[str, Callable[[], Write]], answers: int, seed: int, left_out: Counter[str]) -> Iterator[Row]:

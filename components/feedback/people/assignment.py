@@ -12,7 +12,7 @@ from __future__ import annotations
 from random import Random
 from typing import NamedTuple
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from components.feedback.people.store import DONE, OPEN, SKIPPED, Annotator, Claim, Dataset, Item
@@ -26,7 +26,7 @@ class Progress(NamedTuple):
     done: int
     skipped: int
     left: int
-    """Questions that this person may still get, those on the screen included; known ones are not counted before they come."""
+    """Questions that this person may still get, those on the screen included."""
 
 
 def dataset_called(session: Session, name: str) -> AskConfig:
@@ -54,11 +54,15 @@ def claims(session: Session, annotator: Annotator, dataset: str, ahead: int, now
 
 
 def progress(session: Session, annotator: Annotator, dataset: str, now: float) -> Progress:
-    """How far a person is."""
-    mine = select(Claim.state, func.count()).join(Item).where(Item.dataset == dataset, Claim.annotator_id == annotator.id).group_by(Claim.state)
-    counts = dict(session.execute(mine).tuples().all())
-    free = select(func.count()).select_from(Item).where(*_free_for(annotator, dataset, now))
-    return Progress(counts.get(DONE, 0), counts.get(SKIPPED, 0), counts.get(OPEN, 0) + (session.scalar(free) or 0))
+    """How far a person is. The known questions that are still to come are counted as they will come: nobody sees by a sum which ones they are."""
+    share = dataset_called(session, dataset).gold_share
+    mine = select(Claim.state, Item.is_gold, func.count()).join(Item).where(Item.dataset == dataset, Claim.annotator_id == annotator.id)
+    counts = {(state, gold): count for state, gold, count in session.execute(mine.group_by(Claim.state, Item.is_gold)).tuples()}
+    done, skipped = (sum(counts.get((state, gold), 0) for gold in (False, True)) for state in (DONE, SKIPPED))
+    left = counts.get((OPEN, False), 0) + (session.scalar(select(func.count()).select_from(Item).where(*_free_for(annotator, dataset, now))) or 0)
+    known = session.scalar(select(func.count()).select_from(Item).where(Item.dataset == dataset, Item.is_gold)) or 0
+    to_come = min(known, int(share / (1 - share) * (left + counts.get((DONE, False), 0)))) if share < 1 else known
+    return Progress(done, skipped, left + max(counts.get((OPEN, True), 0), to_come - counts.get((DONE, True), 0)))
 
 
 def take_slot(session: Session, claim: Claim) -> None:
@@ -112,11 +116,12 @@ def _gold_is_due(session: Session, annotator: Annotator, config: AskConfig) -> b
     return known + Random(f"{config.seed}/{annotator.name}").random() < config.gold_share * (shown + 1)
 
 
-def _claims_of(annotator: Annotator):  # noqa: ANN202  a clause: whether this person ever had the item
+def _claims_of(annotator: Annotator) -> ColumnElement[bool]:
+    """Whether this person ever had the item."""
     return select(Claim.id).where(Claim.item_id == Item.id, Claim.annotator_id == annotator.id).correlate(Item).exists()
 
 
-def _free_for(annotator: Annotator, dataset: str, now: float | None) -> tuple:
+def _free_for(annotator: Annotator, dataset: str, now: float | None) -> tuple[ColumnElement[bool], ...]:
     """Clauses: items of a dataset that want one more person, which this one never had. `now`: leases that have ended by then count as free."""
     other = aliased(Claim)
     running = other.slot.is_not(None) if now is None else (other.slot.is_not(None)) & or_(other.state == DONE, other.until >= now)

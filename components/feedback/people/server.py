@@ -17,7 +17,8 @@ from importlib.resources import files
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,6 +46,7 @@ def app(store: Store, needs_codes: bool = False) -> FastAPI:
         _serve_file(made, path, name, kind)
     for error, status in ((Refused, 422), (Unavailable, 503), (BadInput, 400)):
         made.add_exception_handler(error, _told(status))
+    made.add_exception_handler(RequestValidationError, _not_understood)
     made.add_middleware(Guarded)
     return made
 
@@ -86,6 +88,13 @@ def _serve_file(made: FastAPI, path: str, name: str, kind: str) -> None:
 
 def _told(status: int) -> Any:
     return lambda request, error: JSONResponse({"detail": str(error)}, status)
+
+
+def _not_understood(request: Request, error: Exception) -> JSONResponse:
+    """What is wrong with a request, and nothing of what was sent: that may be what no answer can hold."""
+    assert isinstance(error, RequestValidationError)
+    said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return JSONResponse({"detail": said.encode("ascii", "backslashreplace").decode()}, 422)
 
 
 def needs_codes(host: str) -> bool:

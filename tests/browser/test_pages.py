@@ -1,0 +1,103 @@
+"""Every page of the dashboard in a real browser, over a real MLflow and Prefect, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import random
+import time
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("streamlit", reason="streamlit is not installed: pip install -e '.[dashboard]'")
+
+from tests.browser.shown import RUNNING, STANDS, STEPS, Shown, stands
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
+DESK, PHONE = {"width": 1400, "height": 900}, {"width": 400, "height": 800}
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    with Shown(tmp_path_factory.mktemp("shown")) as servers:
+        servers.fill(lines=3, models=2)
+        servers.prefect()
+        yield servers
+
+
+@pytest.fixture(scope="module")
+def address(shown: Shown) -> str:
+    return shown.dashboard(MODELYARD_SERVING_URL="http://127.0.0.1:9")
+
+
+@pytest.fixture(scope="module")
+def asked(page: Any) -> list[str]:
+    """Every address that the browser asked for, from the first page on."""
+    found: list[str] = []
+    page.on("request", lambda request: found.append(request.url))
+    page.on("websocket", lambda socket: found.append(socket.url))
+    return found
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("name", list(STANDS), ids=lambda name: name or "now")
+def test_a_page_stands_within_the_screen_and_shows_no_error(page: Any, address: str, asked: list[str], name: str, size: dict[str, int]) -> None:
+    page.set_viewport_size(size)
+    stands(page, address, name)
+    assert page.locator("[data-testid=stException]").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= size["width"]
+
+
+def test_the_champion_and_what_it_was_made_of_are_drawn(page: Any, address: str) -> None:
+    page.set_viewport_size(DESK)
+    stands(page, address, "releases?version=models:/model-001/1")
+    page.get_by_role("heading", name="model-001 1").wait_for()
+    drawn = page.locator("[data-testid=stGraphVizChart] g.node").all_inner_texts()
+    assert {text.split()[0] for text in drawn} >= {"release", "evaluate", "ppo", "reward", "sft", "pretrain", "tokens", "preferences"}
+
+
+def test_what_a_model_wrote_is_shown_as_it_is_and_never_becomes_html(page: Any, address: str) -> None:
+    stands(page, address, "compare")
+    page.get_by_text("<script>document.title").first.wait_for()
+    assert page.locator("img[onerror]").count() == 0
+    assert page.title() != "broken"
+
+
+def test_clusters_of_copies_are_browsed_with_their_texts(page: Any, address: str) -> None:
+    stands(page, address, "data")
+    page.get_by_role("tab", name="Copies").click()
+    page.get_by_text("30 clusters").wait_for()
+    page.get_by_text("40 documents").click()
+    page.get_by_text("<script>document.title").locator("visible=true").first.wait_for()
+    page.get_by_label("Holds the words").fill("the tide 7")
+    page.get_by_label("Holds the words").press("Enter")
+    page.get_by_text("1 clusters").wait_for()
+    assert page.locator("img[onerror]").count() == 0
+
+
+def test_the_data_card_is_shown_and_its_scripts_do_not_run(page: Any, address: str) -> None:
+    stands(page, address, "data")
+    page.get_by_role("tab", name="Data card").click()
+    page.frame_locator("iframe").get_by_role("heading", name="Data card: made for a test").wait_for()
+
+
+def test_the_curve_of_a_stage_that_trains_goes_on_by_itself(page: Any, shown: Shown, address: str) -> None:
+    run = shown.stage(RUNNING, "pretrain", "none", int(time.time() * 1000), random.Random(0), "RUNNING")
+    try:
+        stands(page, address, "")
+        page.get_by_text(f"step 591 of {STEPS}").wait_for()
+        shown.call("runs/log-batch", run_id=run, metrics=[{"key": "loss", "value": 0.1, "timestamp": int(time.time() * 1000), "step": 595}])
+        page.get_by_text(f"step 596 of {STEPS}").wait_for(timeout=60_000)  # nobody loads the page anew
+    finally:
+        shown.call("runs/update", run_id=run, status="KILLED")
+
+
+def test_no_request_left_the_machine(page: Any, address: str, asked: list[str]) -> None:
+    """Last in this file: what all the others made the browser ask for counts too."""
+    stands(page, address, "releases")
+    stands(page, address, "")
+    assert asked, "the browser asked for nothing"
+    elsewhere = {url for url in asked if urllib.parse.urlsplit(url).hostname not in ("127.0.0.1", None)}
+    assert not elsewhere
