@@ -25,7 +25,6 @@ PAGES = (
 # Streamlit leaves a third of a phone's screen empty, and writes figures larger than headings.
 TIGHT = """<style>
 .stMainBlockContainer {padding-top: 3.6rem; padding-bottom: 2rem}
-[data-testid="stMetric"] {padding: 0.5rem 0.9rem}
 [data-testid="stMetricValue"] {font-size: 1.5rem}
 </style>"""
 

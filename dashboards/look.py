@@ -113,7 +113,7 @@ def intervals(rows: Sequence[Mapping[str, Any]], groups: Sequence[str], zero: bo
     """A dot and its interval for each row of name, value, low, high, group, in the order given. `groups` fixes their colours; `zero`: a line to compare with."""
     x = {"type": "quantitative", "title": None, "scale": {"zero": False, "nice": True}, "axis": {"format": "+.0%" if zero and percent else ".0%" if percent else ".3~g", "tickCount": 5}}
     y = {"field": "name", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 150, "labelOverlap": False}}
-    colour = {"field": "group", "type": "nominal", "scale": {"domain": list(groups)}, "legend": {"orient": "top", "title": None}}
+    colour = {"field": "group", "type": "nominal", "scale": {"domain": list(groups)}, "legend": {"orient": "top", "title": None, "columns": 2 if len(groups) < 3 else 1}}
     tooltip = [{"field": "name"}, *({"field": name, "format": ".4f"} for name in ("value", "low", "high"))]
     layers: list[dict[str, Any]] = [
         {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"x": {"field": "low", **x}, "x2": {"field": "high"}, "y": y, "color": colour, "tooltip": tooltip}},
@@ -121,7 +121,7 @@ def intervals(rows: Sequence[Mapping[str, Any]], groups: Sequence[str], zero: bo
     ]
     if zero:
         layers.insert(0, {"data": {"values": [{"at": 0}]}, "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#8a93a0"}, "encoding": {"x": {"field": "at", **x}}})
-    st.vega_lite_chart(list(rows), {"layer": layers}, height=_height(rows, 100), width="stretch")
+    st.vega_lite_chart(list(rows), {"layer": layers}, height=_height(rows, 100 if len(groups) < 3 else 140), width="stretch")
 
 
 def bars(rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -140,7 +140,7 @@ def bars(rows: Sequence[Mapping[str, Any]], title: str) -> None:
 
 def _height(rows: Sequence[Any], around: int) -> int:
     """Pixels for a row each, and what axis and legend take."""
-    return around + 26 * len(rows)
+    return around + 30 * len(rows)
 
 
 def _unit(seconds: float) -> str:

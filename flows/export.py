@@ -14,7 +14,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from components.evaluation.comparison.compare import Comparison
-from components.export import card
+from components.export.card import text as card_text
 from components.export.story import Story, data_here, story
 from components.registry.weights import locate
 from components.schema.config import BadInput
@@ -53,7 +53,7 @@ def export_model(config: ExportConfig, model: str, suites: tuple[str, ...] = (),
         raise BadInput(f"export: --suites measures what fewer bits cost, and {config.to} is not read by the evaluation. Leave it out, or export to {' or '.join(MEASURED)}")
     record = None if config.to == "card" else run_stage(_job(config, uri, run))
     comparison, why = _measured(config, uri, record, told, suites, run)
-    text = card.text(told, uri, config, record, comparison, why, licence)
+    text = card_text(told, uri, config, record, comparison, why, licence)
     _keep(folder, record, text, uri)
     create_markdown_artifact(markdown=text.partition("\n---\n")[2], key="model-card", description=f"{uri} as {config.to}")
     return Exported(folder, record, comparison, why)

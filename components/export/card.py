@@ -49,13 +49,19 @@ def text(told: Story | None, source: str, config: ExportConfig, record: Record |
         **(_of_story(told, licence) if told else {"table": [("licence", licence or "none stated")], "citation": ""}),
     )
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
-    return f"---\n{head(told, title, config, licence)}---\n\n{body}\n"
+    return f"---\n{head(told, title, config, comparison, licence)}---\n\n{body}\n"
 
 
-def head(told: Story | None, title: str, config: ExportConfig, licence: str | None) -> str:
-    """The hub's YAML. A form of fewer bits says which model it was made from by its tags, and brings no scores that are not its own."""
-    own = told.scores if told and config.to in ("safetensors", "card") else []
-    results = [EvalResult(task_type="text-generation", dataset_type=s.suite, dataset_name=s.suite, metric_type=s.metric.partition(",")[0], metric_name=s.metric, metric_value=round(s.score, 6)) for s in own]
+def head(told: Story | None, title: str, config: ExportConfig, comparison: Comparison | None, licence: str | None) -> str:
+    """The hub's YAML. A form of other bits brings no scores that are not its own."""
+    if comparison:
+        own = [(row.name, row.metric, row.scores[1].score) for row in comparison.suites.values() if row.scores[1]]
+    else:
+        own = [(one.suite, one.metric, one.score) for one in told.scores] if told and config.to in ("safetensors", "card") else []
+    results = [
+        EvalResult(task_type="text-generation", dataset_type=suite, dataset_name=suite, metric_type=metric.partition(",")[0], metric_name=metric, metric_value=round(score, 6))
+        for suite, metric, score in own
+    ]
     data = ModelCardData(
         license=licence,
         library_name=LIBRARIES.get(config.to),
@@ -178,7 +184,8 @@ def _totals(told: Story) -> str:
     if not parts:
         return ""
     estimated = sum((stage.record.execution.get("cost") or {}).get("kwh_estimated") or 0.0 for stage in told.stages)
-    how = "" if not totals.get("kwh") else f" Of the energy, {min(1.0, estimated / totals['kwh']):.0%} is estimated from the processor's time, the rest was metered." if estimated else " The energy was metered."
+    share = min(1.0, estimated / totals["kwh"]) if totals.get("kwh") else 0.0
+    how = f" {'All' if share == 1 else f'{share:.0%}'} of the energy is estimated from the time that the devices worked." if share else ""
     return f"In all: {', '.join(parts)}.{how}"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -34,8 +35,8 @@ ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "mistral": gguf.MODEL_ARCH.LLAM
 PAIRED = ("llama", "mistral")  # whose rotary dimensions stand as pairs in llama.cpp
 TYPES = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}
 FILE_TYPES = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
-# The largest difference of a logit that the form explains, over the spread of the logits; llama.cpp multiplies in half precision where the weights are.
-CLOSE = {"f32": 1e-3, "f16": 2e-2, "q8_0": 2e-1}
+# How far llama.cpp's distributions may be from the model's, as mean KL in nats. It also rounds what the weights are multiplied with, to their type.
+CLOSE = {"f32": 1e-8, "f16": 1e-4, "q8_0": 1e-2}
 # Read back from the file: the largest difference of a weight over the largest weight of its tensor.
 EXACT = {"f32": 0.0, "f16": 2**-11, "q8_0": 1 / 127}
 BLOCK = 32
@@ -86,12 +87,12 @@ def write(config: ExportConfig, model: Path, out: Path, emit: Emit) -> tuple[dic
     emit({"event": "note", "text": "gguf: reading it back"})
     figures = {
         "tensors": _read_back(out / FILE, model, settings, config),
-        "tokenizer": f"inside, as llama.cpp's {vocabulary.pre}" if vocabulary else "apart: tokenizer.json",
+        "tokenizer": f"inside, as llama.cpp's {vocabulary.pre}{'; text must come as Unicode NFC' if vocabulary.composed else ''}" if vocabulary else "apart: tokenizer.json",
     }
     if find_spec("llama_cpp") is None:
         return {**figures, "llama_cpp": "llama-cpp-python is not installed, so llama.cpp did not compute it"}, {}
     emit({"event": "note", "text": "gguf: llama.cpp computes it beside the model"})
-    return {**figures, **_by_llama_cpp(out / FILE, model, config)}, {}
+    return {**figures, **_by_llama_cpp(out / FILE, model, config, vocabulary)}, {}
 
 
 # ---------------------------------------------------------------- what stands in the file
@@ -186,11 +187,15 @@ def _read_back(file: Path, model: Path, settings: dict[str, Any], config: Export
     return wanted
 
 
-def _by_llama_cpp(file: Path, model: Path, config: ExportConfig) -> dict[str, Any]:
+def _as_it_reads(text: str, vocabulary: Vocabulary) -> str:
+    return unicodedata.normalize("NFC", text) if vocabulary.composed else text
+
+
+def _by_llama_cpp(file: Path, model: Path, config: ExportConfig, vocabulary: Vocabulary | None) -> dict[str, Any]:
     """llama.cpp's ids and logits beside transformers', in a process of its own: it ends the process where it does not like a file. Errors: BadInput."""
     network, tokenizer = load(model).eval(), load_tokenizer(model)
     asked = prompts(tokenizer, network.config.max_position_embeddings)
-    texts = [] if config.tokenizer == "apart" else [tokenizer.decode(ids) for ids in asked]
+    texts = [] if vocabulary is None else [_as_it_reads(tokenizer.decode(ids), vocabulary) for ids in asked]
     request = json.dumps({"file": str(file), "texts": texts, "ids": asked, "context": network.config.max_position_embeddings})
     done = subprocess.run([sys.executable, "-m", "components.export.llama_cpp_check"], input=request, capture_output=True, text=True, timeout=CHECK_S)
     if done.returncode:
@@ -202,6 +207,6 @@ def _by_llama_cpp(file: Path, model: Path, config: ExportConfig) -> dict[str, An
     with torch.no_grad():
         logits = torch.cat([network(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in asked])
     found = compare(logits, torch.cat([torch.tensor(rows) for rows in told["logits"]]))
-    if found.largest > CLOSE[config.numbers] * float(logits.std()):
-        raise BadInput(f"export: llama.cpp's logits differ by {found.largest:.3g}, more than {config.numbers} explains, so it computes another model. Export it to safetensors; this is a defect")
+    if found.kl > CLOSE[config.numbers]:
+        raise BadInput(f"export: llama.cpp's distributions are {found.kl:.3g} nats away from the model's, more than {config.numbers} explains, so it computes another model. Export it to safetensors; this is a defect")
     return {"check_llama_cpp": found.figures(), "llama_cpp": f"llama-cpp-python {told['version']}; {len(texts)} texts tokenized alike" if texts else f"llama-cpp-python {told['version']}"}

@@ -42,6 +42,8 @@ class Vocabulary:
     special: dict[str, int]
     """bos, eos, pad: their ids."""
     begins_with_bos: bool
+    composed: bool
+    """Whether the tokenizer composes characters first (NFC), as Qwen's do. llama.cpp leaves text as it comes, which differs for text in another form alone."""
     template: str | None
 
 
@@ -62,6 +64,7 @@ def read(folder: Path, rows: int) -> Vocabulary:
         kinds=[kinds.get(id, NORMAL) if id in by_id else UNUSED for id in range(rows)],
         merges=[merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
         special=special,
+        composed=whole.get("normalizer") is not None,
         begins_with_bos=_begins_with_bos(whole, special, by_id),
         template=_template(folder, settings),
     )
@@ -72,7 +75,7 @@ def pre_tokenizer(whole: dict[str, Any]) -> str:
     model = whole["model"]
     if model["type"] != "BPE" or model.get("byte_fallback") or (whole.get("decoder") or {}).get("type") != "ByteLevel":
         raise _refused(f"is a {model['type']} tokenizer{' with byte fallback' if model.get('byte_fallback') else ''}, and this export writes byte-level BPE alone")
-    if normalizer := whole.get("normalizer"):
+    if (normalizer := whole.get("normalizer")) and normalizer["type"] != "NFC":
         raise _refused(f"changes text before it is tokenized ({normalizer['type']}), which llama.cpp does not do")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "unk_token"):
         if model.get(name):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
-from components.schema.config import Config
+from components.schema.config import BadInput, Config
 
 Form = Literal["safetensors", "gguf", "int8", "int4", "onnx", "card"]
 MEASURED: tuple[Form, ...] = ("int8", "int4")  # forms that change what the model answers, and that our own loader reads: their cost in score is measured
@@ -34,7 +34,22 @@ class ExportConfig(Config):
                 raise ValueError(f"{name}={getattr(self, name)!r} belongs to {form} and the export is to {self.to}: it would be ignored. Leave it out, or export to {form}")
         return self
 
+    @classmethod
+    def asked(cls, **options: Any) -> Self:
+        """From options as a person gave them. Errors: BadInput, with a part for each that cannot be."""
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            told = [_explained(problem) for problem in error.errors()]
+            raise BadInput(f"export: {'; '.join(told)}; nothing was started") from None
+
     def defining(self) -> dict[str, object]:
         """What the result depends on: the form and its own options."""
         own = {"gguf": ("numbers", "tokenizer"), "int4": ("group_size",), "onnx": ("onnx_int8",)}
         return {"to": self.to, **{name: getattr(self, name) for name in own.get(self.to, ())}}
+
+
+def _explained(problem: Any) -> str:
+    """One pydantic problem: which option, its value, what it may be."""
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{problem['loc'][0]}={problem['input']!r}: {said[0].lower()}{said[1:]}" if problem["loc"] else said

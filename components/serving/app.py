@@ -45,6 +45,7 @@ def make_app(endpoint: Endpoint) -> FastAPI:
     app.add_middleware(Door, endpoint=endpoint)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
+    app.add_exception_handler(Exception, _failed)
     for path, route, kind in (("/v1/chat/completions", "chat", ChatRequest), ("/v1/completions", "completions", CompletionRequest)):
         app.add_route(path, _answering(endpoint, route, kind), methods=["POST"])
     app.add_route("/tokenize", _asking(endpoint, "tokenize", lambda request: _tokenize(endpoint, request)), methods=["POST"])
@@ -109,7 +110,10 @@ async def _body(request: Request) -> Any:
     """Raises Refusal(400)."""
     raw = await request.body()
     try:
-        return json.loads(raw, parse_constant=_no_number)
+        body = json.loads(raw, parse_constant=_no_number)
+        if b"\\ud" in raw.lower():  # half of a character, which JSON can say and no tokenizer can read
+            json.dumps(body, ensure_ascii=False).encode()
+        return body
     except RecursionError:
         raise Refusal(400, "the body is nested too deeply", code="invalid_json", reason="bad_request") from None
     except ValueError as error:
@@ -124,6 +128,11 @@ async def _refused(request: Request, refusal: Exception) -> Response:
     assert isinstance(refusal, Refusal)
     of(request).refused(refusal.reason)
     return refusal.response()
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A defect of ours; its traceback goes to the log, and nothing of it to the client."""
+    return Refusal(500, "the endpoint failed; the reason is in its log", code="internal_error").response()
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:

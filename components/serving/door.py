@@ -42,6 +42,9 @@ class Door:
             await self.app(scope, passing.receive, passing.send)
         except (ClientDisconnect, ConnectionError):
             log.debug("a client went away")
+        except Exception:
+            turn.status = "500"
+            raise
         finally:
             self.endpoint.under_way -= 1
             turn.over()

@@ -23,7 +23,7 @@ def main() -> None:
         st.warning(problem, icon=":material/cloud_off:")
     if not found:
         look.empty(NOTHING if problems else "The endpoint answers, and no model is in service there yet: it waits for a version, or loads one. Look again in a moment.")
-        with st.expander("The endpoint asks for a key"):
+        with st.expander("A key for the endpoint"):
             st.text_input("API key", type="password", key="chat.key")
         return
     models = choose(found)
@@ -37,7 +37,7 @@ def main() -> None:
         history.append(turn)
         st.rerun()
     if history:
-        below(models, [messages(history, side, system, None) for side in range(len(models))], key)
+        below(history[-1], key)
 
 
 def choose(found: list[serving.Model]) -> list[serving.Model]:
@@ -56,20 +56,21 @@ def controls() -> tuple[str, dict[str, Any]]:
         left, right = st.columns(2)
         temperature = left.slider("Temperature", 0.0, 2.0, 0.7, 0.05, help="0 takes the likeliest token every time.")
         top_p = left.slider("Top p", 0.05, 1.0, 1.0, 0.05, help="Samples among the likeliest tokens that together have this probability.")
-        longest = right.number_input("Longest answer, in tokens", 1, 32_768, 128)
+        longest = right.number_input("Longest answer, in tokens", 1, 32_768, value=None, placeholder="what the endpoint allows")
         seed = right.number_input("Seed", 0, 2**31 - 1, value=None, help="The same seed, prompt and sampling give the same answer where the endpoint keeps to it.")
         system = st.text_area("System message", placeholder="none", height=80)
         st.text_input("API key", type="password", key="chat.key", help="Only where the endpoint asks for one. It stays in this page's memory.")
-    return system.strip(), {"temperature": temperature, "top_p": top_p, "max_tokens": int(longest), **({"seed": int(seed)} if seed is not None else {})}
+    chosen = {"temperature": temperature, "top_p": top_p, "max_tokens": longest, "seed": seed}
+    return system.strip(), {name: value for name, value in chosen.items() if value is not None}
 
 
-def messages(history: list[dict[str, Any]], side: int, system: str, asked: str | None) -> list[dict[str, str]]:
-    """The conversation as one side has it; a turn that this side did not answer is left out."""
+def messages(history: list[dict[str, Any]], side: int, system: str, asked: str) -> list[dict[str, str]]:
+    """The conversation as one side has it, with what is asked now; a turn that this side did not answer is left out."""
     told = [{"role": "system", "content": system}] if system else []
     for turn in history:
         if side < len(turn["answers"]) and turn["answers"][side]["text"]:
             told += [{"role": "user", "content": turn["asked"]}, {"role": "assistant", "content": turn["answers"][side]["text"]}]
-    return [*told, {"role": "user", "content": asked}] if asked is not None else told
+    return [*told, {"role": "user", "content": asked}]
 
 
 def one_turn(turn: dict[str, Any]) -> None:
@@ -78,7 +79,7 @@ def one_turn(turn: dict[str, Any]) -> None:
         look.words(turn["asked"])
     for column, answer in zip(st.columns(len(turn["answers"])), turn["answers"], strict=True):
         with column, st.chat_message("assistant"):
-            st.caption(look.plain(answer["model"]))
+            st.caption(look.plain(answer["model"].name))
             look.words(answer["text"] or " ")
             if answer["error"]:
                 st.error(look.plain(answer["error"]))
@@ -93,8 +94,8 @@ def ask(models: list[serving.Model], turn: dict[str, Any], told: list[list[dict[
         with column, st.chat_message("assistant"):
             st.caption(look.plain(model.name))
             place = st.empty()
-        turn["answers"].append(answer := {"model": model.name, "text": "", "error": ""})
-        asking.append(threading.Thread(target=stream, args=(model, given, sampling, key, answer, place), daemon=True))
+        turn["answers"].append(answer := {"model": model, "given": given, "text": "", "error": ""})
+        asking.append(threading.Thread(target=stream, args=(answer, sampling, key, place), daemon=True))
         add_script_run_ctx(asking[-1], get_script_run_ctx())
     for thread in asking:
         thread.start()
@@ -102,28 +103,28 @@ def ask(models: list[serving.Model], turn: dict[str, Any], told: list[list[dict[
         thread.join()
 
 
-def stream(model: serving.Model, given: list[dict[str, str]], sampling: dict[str, Any], key: str, answer: dict[str, str], place: Any) -> None:
+def stream(answer: dict[str, Any], sampling: dict[str, Any], key: str, place: Any) -> None:
     """Fill `answer` and its place on the page, piece by piece."""
     try:
-        for piece in serving.answer(model, given, sampling, key):
+        for piece in serving.answer(answer["model"], answer["given"], sampling, key):
             answer["text"] += piece
             place.code(answer["text"], language=None, wrap_lines=True)
     except OSError as error:
         answer["error"] = str(error)
 
 
-def below(models: list[serving.Model], told: list[list[dict[str, str]]], key: str) -> None:
-    """Begin anew; the exact prompt."""
+def below(turn: dict[str, Any], key: str) -> None:
+    """Begin anew; the exact prompt of the last answers."""
     with st.container(horizontal=True):
         if st.button("New conversation", icon=":material/refresh:"):
             st.session_state[HISTORY] = []
             st.rerun()
         shown = st.toggle("Exact prompt", key=SHOW)
     if shown:
-        for column, model, given in zip(st.columns(len(models)), models, told, strict=True):
+        for column, answer in zip(st.columns(len(turn["answers"])), turn["answers"], strict=True):
             with column, look.told():
-                found = serving.prompt(model, given, key)
-                st.caption(f"{look.plain(model.name)}: {found['count']} tokens" + (f" of {found['max_model_len']}" if found["max_model_len"] else ""))
+                found = serving.prompt(answer["model"], answer["given"], key)
+                st.caption(f"{look.plain(answer['model'].name)} was given {found['count']} tokens" + (f" of {found['max_model_len']}" if found["max_model_len"] else ""))
                 look.words(found["prompt"] or "This endpoint counts tokens and does not tell the prompt.")
 
 

@@ -95,7 +95,7 @@ def difference(suite: str, a: Any, b: Any) -> tuple[Difference, str] | None:
 def curves(pair: tuple[releases.Version, releases.Version], graphs: list[dict[str, releases.Node]]) -> None:
     """The curves of every stage that stands behind both."""
     st.subheader("Curves", anchor=False)
-    stages = [{node.name: node.run_id for node in graph.values() if node.run_id} for graph in graphs]
+    stages = [{node.name: node.run_id for node in releases.of_model(graph).values() if node.run_id} for graph in graphs]
     both = [stage for stage in CURVES if stage in stages[0] and stage in stages[1]]
     found = web.at_once(*(lambda stage=stage: mlflow.curves(tuple(dict.fromkeys(side[stage] for side in stages)), CURVES[stage]) for stage in both))
     drawn = 0

@@ -11,6 +11,7 @@ from dashboards import look
 from dashboards.services import releases
 
 SHOWN = 25
+WHICH = ("Best and champion of each model", "Every version")
 Z = 1.96
 
 
@@ -23,22 +24,20 @@ def main() -> None:
             return
         with st.container(horizontal=True, vertical_alignment="bottom"):
             suite = st.selectbox("Suite", suites)
-            which = st.segmented_control("Show", ["Best version of each model", "Every version"], default="Best version of each model")
-        rows = ranked(found, suite, every=which == "Every version")
+            which = st.segmented_control("Show", WHICH, default=WHICH[0])
+        rows = ranked(found, suite, every=which == WHICH[1])
         look.intervals(rows[:SHOWN], ("champion", "others"), percent=all(0 <= row["value"] <= 1 for row in rows))
         st.caption(f"{look.plain(rows[0]['metric'])}. Dots are scores, lines their 95 % intervals. Intervals that overlap do not say that two models are alike: Compare looks at the same items.{f' The best {SHOWN} of {len(rows)}.' if len(rows) > SHOWN else ''}")
         table(rows, found, suites)
 
 
 def ranked(found: list[releases.Version], suite: str, every: bool) -> list[dict[str, Any]]:
-    """A row for each version that has the suite, the best first; of each model the best version, where not `every`."""
+    """A row for each version that has the suite, the best first; of each model its best version and its champion, where not `every`."""
     rows = sorted((row(version, suite) for version in found if isinstance(version.scores.get(suite, {}).get("score"), int | float)), key=lambda one: -one["value"])
     if every:
         return rows
-    best: dict[str, dict[str, Any]] = {}
-    for one in rows:
-        best.setdefault(one["model"], one)
-    return list(best.values())
+    seen: set[str] = set()
+    return [one for one in rows if one["group"] == "champion" or not (one["model"] in seen or seen.add(one["model"]))]
 
 
 def row(version: releases.Version, suite: str) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def lineage(nodes: dict[str, releases.Node]) -> None:
         look.empty("It was registered by hand: no run is known that made it.")
         return
     st.graphviz_chart(dot(nodes), width="stretch")
+    st.caption("Coloured: what the model was made of. White, with dashed lines: what measured and released it.")
     with st.expander("As a table"):
         rows = [{"what": node.name, "kind": node.kind, "identity": node.identity[:16], "from": ", ".join(node.inputs), "page": mlflow.run_page(node.run_id) if node.run_id else None} for node in nodes.values()]
         look.table(rows)
@@ -107,12 +108,13 @@ def lineage(nodes: dict[str, releases.Node]) -> None:
 
 def dot(nodes: dict[str, releases.Node]) -> str:
     """The graph in Graphviz's language; names are JSON strings, which it reads as they are."""
-    lines = ['digraph { graph [rankdir=TB, bgcolor="transparent", nodesep=0.15, ranksep=0.3]', 'node [fontname="sans-serif", fontsize=11, style="filled,rounded", color="#8a93a0", fillcolor="#eef3fb", fontcolor="#1c2733", margin="0.12,0.06", height=0.3]', 'edge [color="#8a93a0", arrowsize=0.6]']
+    made_of = releases.of_model(nodes)
+    lines = ['digraph { graph [rankdir=TB, bgcolor="transparent", nodesep=0.15, ranksep=0.3]', 'node [fontname="sans-serif", fontsize=11, style="filled,rounded", color="#8a93a0", fontcolor="#1c2733", margin="0.12,0.06", height=0.3]', 'edge [color="#8a93a0", arrowsize=0.6]']
     for identity, node in nodes.items():
         figure = next((f"\n{name.removesuffix('_after').replace('_', ' ')} {node.figures[name]:.3f}" for name in FIGURES if name in node.figures), "")
-        data = ', fillcolor="#eaf6ef"' if node.kind == "data" else ""
-        lines.append(f"{json.dumps(identity)} [label={json.dumps(node.name + figure)}, shape={SHAPES[node.kind]}{data}]")
-        lines += [f"{json.dumps(given)} -> {json.dumps(identity)}" for given in node.inputs.values()]
+        fill = "#ffffff" if identity not in made_of else "#eaf6ef" if node.kind == "data" else "#dfe9fb"
+        lines.append(f"{json.dumps(identity)} [label={json.dumps(node.name + figure)}, shape={SHAPES[node.kind]}, fillcolor={json.dumps(fill)}]")
+        lines += [f"{json.dumps(given)} -> {json.dumps(identity)} [style={'solid' if identity in made_of else 'dashed'}]" for given in node.inputs.values()]
     return "\n".join([*lines, "}"])
 
 

@@ -125,6 +125,22 @@ def ancestry(run_id: str) -> dict[str, Node]:
     return nodes
 
 
+def behind(nodes: dict[str, Node], identity: str) -> dict[str, Node]:
+    """The part of an ancestry that one node needs, itself first."""
+    found: dict[str, Node] = {}
+    waiting = [identity]
+    while waiting:
+        if (one := waiting.pop()) in nodes and one not in found:
+            found[one] = nodes[one]
+            waiting += nodes[one].inputs.values()
+    return found
+
+
+def of_model(nodes: dict[str, Node]) -> dict[str, Node]:
+    """The part of a release's ancestry that the model itself needs; what was only measured beside it is left out."""
+    return behind(nodes, next(iter(nodes.values())).inputs.get("model", "")) if nodes else {}
+
+
 def _stage(run: mlflow.Run, identity: str) -> Node:
     return Node("stage", run["tags"].get("stage", run["name"]), identity, run["id"], run["inputs"], run["metrics"])
 

@@ -45,6 +45,8 @@ def models(key: str = "") -> tuple[list[Model], list[str]]:
     for url in urls():
         try:
             found += [Model(one["id"], url) for one in _ask("GET", url, "/v1/models", key).json()["data"]]
+        except web.Refused:
+            problems.append(f"The endpoint at {url} asks for a key (`modelyard keys add NAME` makes one). Type it below.")
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(str(error) if isinstance(error, OSError) else f"What answers at {url} is no endpoint: it names no models.")
     return found, problems

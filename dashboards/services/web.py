@@ -27,6 +27,10 @@ class Away(OSError):
     """A server that does not answer, or answers that it cannot; the message is for people."""
 
 
+class Refused(Away):
+    """The server asks for an account or a key that it was not given."""
+
+
 class Absent(Away):
     """The server answers, and has no such thing."""
 
@@ -43,7 +47,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def ask(name: str, method: str, url: str, account: str | None = None, **options: Any) -> httpx.Response:
-    """One answer. `account`: user:password. Errors: Absent for 404, else Away, in a sentence that names the server."""
+    """One answer. `account`: user:password. Errors: Absent for 404, Refused for 401 and 403, else Away, in a sentence that names the server."""
     auth = httpx.BasicAuth(*account.split(":", 1)) if account else None
     try:
         answer = client().request(method, url, auth=auth, **options)
@@ -52,7 +56,7 @@ def ask(name: str, method: str, url: str, account: str | None = None, **options:
     if answer.status_code == 404:
         raise Absent(f"{name} has nothing at {urllib.parse.urlsplit(url).path}.")
     if answer.status_code in (401, 403):
-        raise Away(f"{name} at {_origin(url)} asks for an account, and this dashboard has none or another one. Set its variables (docs/OPERATIONS.md) and restart the dashboard.")
+        raise Refused(f"{name} at {_origin(url)} asks for an account, and this dashboard has none or another one. Set its variables (docs/OPERATIONS.md) and restart the dashboard.")
     if answer.is_error:
         raise Away(f"{name} answered {answer.status_code} to {urllib.parse.urlsplit(url).path}: {answer.text[:200]}")
     return answer

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from components.schema.config import BadInput
 from components.schema.jobs import Run
 from components.schema.recipe import Resources
 from flows.terminal import On, Threads, errors_told, flows_watched, make_console, root
@@ -44,7 +43,9 @@ def export(
 ) -> None:
     """Write a model in a form that other programs read, check it against the model, and describe it in a card made of its records."""
     with errors_told():
-        config = _config(to=to, numbers=numbers, tokenizer=tokenizer, group_size=group_size, onnx_int8=onnx_int8)
+        from components.schema.export import ExportConfig
+
+        config = ExportConfig.asked(to=to, numbers=numbers, tokenizer=tokenizer, group_size=group_size, onnx_int8=onnx_int8)
         root()
         console = make_console()
         with flows_watched(console):
@@ -52,19 +53,6 @@ def export(
 
             found = export_model(config, model, tuple(suites or ()), str(out) if out else None, licence, Run(recipe_name="export", resources=Resources.parse(threads, on)))
         _tell(found, config)
-
-
-def _config(**options: object) -> ExportConfig:
-    """Errors: BadInput, one sentence for each option that cannot be."""
-    from pydantic import ValidationError
-
-    from components.schema.export import ExportConfig
-
-    try:
-        return ExportConfig.model_validate(options)
-    except ValidationError as error:
-        told = [f"{'.'.join(map(str, problem['loc'])) or 'options'}: {problem['msg'].removeprefix('Value error, ')}" + (f", and it is {problem['input']!r}" if problem["loc"] else "") for problem in error.errors()]
-        raise BadInput("export: nothing was started: " + "; ".join(told)) from None
 
 
 def _tell(found: Exported, config: ExportConfig) -> None:

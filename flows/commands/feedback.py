@@ -55,16 +55,16 @@ def ask(
 ) -> None:
     """Make questions for people: prompts with answers, whose is whose kept from them. The same again makes none twice."""
     with errors_told():
-        from components.feedback import prompts as given
         from components.feedback.people import asking
         from components.feedback.people.store import Store
+        from components.feedback.prompts import read
 
         store, left_out = Store.open(), Counter[str]()
         told = {"overlap": overlap, "gold_share": gold_share, "retrain_after": retrain_after, "seed": seed, "guide": guide and _text(guide)}
         config = asking.configured(store, into, {name: value for name, value in told.items() if value is not None})
         if models:
             writers = asking.writers(_located(models), max_new_tokens, temperature)
-            rows = list(asking.answered(given.read(prompts, max_prompts), writers, answers, config.seed, left_out))
+            rows = list(asking.answered(read(prompts, max_prompts), writers, answers, config.seed, left_out))
         else:
             rows = asking.read_rows(prompts, known=False)[:max_prompts]
         known = asking.read_rows(gold, known=True) if gold else []

@@ -107,7 +107,8 @@ class Runs:
             endings.add_metric(key, self.endings[key])
         yield endings
         durations = HistogramMetricFamily("modelyard_flow_run_seconds", "Time that ended runs were running.", labels=("deployment",))
-        for name, (counts, total) in sorted(self.sums.items()):
+        nothing = ([0] * (len(SECONDS) + 1), 0.0)  # so that a first ending is an increase
+        for name, (counts, total) in sorted((dict.fromkeys(names, nothing) | self.sums).items()):
             cumulated = [(str(float(bound)), sum(counts[: number + 1])) for number, bound in enumerate(SECONDS)]
             durations.add_metric((name,), [*cumulated, ("+Inf", sum(counts))], total)
         yield durations

@@ -14,7 +14,7 @@ from dashboards import look
 from dashboards.screens import chat, compare, data, leaderboard
 from dashboards.screens import releases as page
 from dashboards.services import web
-from dashboards.services.releases import Node, Version
+from dashboards.services.releases import Node, Version, of_model
 
 
 def version(model: str, number: int, score: float, items: int = 100, **more: object) -> Version:
@@ -27,10 +27,17 @@ def test_a_perfect_score_on_few_items_still_has_an_interval() -> None:
     assert 0.6 < row["low"] < 0.9
 
 
-def test_the_leaderboard_shows_the_best_version_of_each_model_or_every_one() -> None:
-    found = [version("a", 1, 0.5), version("a", 2, 0.7), version("b", 1, 0.6), Version("c", 1, 0.0, "run")]
-    assert [row["name"] for row in leaderboard.ranked(found, "suite", every=False)] == ["a 2", "b 1"]
-    assert [row["name"] for row in leaderboard.ranked(found, "suite", every=True)] == ["a 2", "b 1", "a 1"]
+def test_the_leaderboard_shows_each_models_best_version_and_its_champion_or_every_one() -> None:
+    found = [version("a", 1, 0.4), version("a", 2, 0.7), version("b", 1, 0.6), version("a", 3, 0.5, aliases=("champion",)), Version("c", 1, 0.0, "run")]
+    assert [row["name"] for row in leaderboard.ranked(found, "suite", every=False)] == ["a 2", "b 1", "a 3"]
+    assert [row["name"] for row in leaderboard.ranked(found, "suite", every=True)] == ["a 2", "b 1", "a 3", "a 1"]
+
+
+def test_what_was_only_measured_beside_a_model_is_not_what_it_was_made_of() -> None:
+    line = {"sft": {"base": "pretrain"}, "ppo": {"chat": "sft"}, "evaluate": {"chat": "sft", "policy": "ppo"}, "pretrain": {}}
+    nodes = {"release": Node("stage", "release", "release", inputs={"model": "sft", "report": "evaluate"}), **{name: Node("stage", name, name, inputs=inputs) for name, inputs in line.items()}}
+    assert set(of_model(nodes)) == {"sft", "pretrain"}
+    assert of_model({}) == {}
 
 
 def items(*scores: float) -> pd.DataFrame:

@@ -150,7 +150,7 @@ class Watched:
                 items = ask("/api/next", {"dataset": DATASET})["items"]
                 if not items:
                     break
-                ranks = [4 - len(answer["text"]) for answer in items[0]["answers"]]
+                ranks = [4 - len(answer) for answer in items[0]["answers"]]
                 opinion = {"ranks": ranks if number == 0 or count % 2 else [4 - rank for rank in ranks]}
                 ask("/api/submit", {"submission": f"{who}-submission-{count}", "item": items[0]["id"], "opinion": opinion})
                 time.sleep(0.5)

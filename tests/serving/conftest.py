@@ -20,7 +20,7 @@ from components.models.build import build, load, load_tokenizer, save
 from components.schema.serving import ServeConfig
 from components.schema.training import ModelConfig
 from components.serving.endpoint import Endpoint
-from components.serving.server import configured
+from components.serving.server import Server, configured
 from tests.feedback.conftest import make_tokenizer
 
 SMALL = ModelConfig(hidden_size=16, layers=2, heads=2, intermediate_size=32, context_tokens=256)
@@ -67,8 +67,10 @@ def network(small: Path) -> tuple[Any, Any]:
 class Served:
     """An endpoint that listens."""
 
-    def __init__(self, endpoint: Endpoint, port: int) -> None:
-        self.endpoint, self.port, self.url = endpoint, port, f"http://127.0.0.1:{port}"
+    def __init__(self, endpoint: Endpoint, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        self.endpoint, self.server, self.loop = endpoint, server, loop
+        self.port = server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=30.0, trust_env=False)
 
     def ask(self, path: str = "/v1/chat/completions", headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
@@ -99,7 +101,7 @@ def serving(config: ServeConfig, ready: bool = True) -> Iterator[Served]:
     thread = threading.Thread(target=lambda: asyncio.run(live()), daemon=True)
     thread.start()
     until(lambda: found.get("server") and found["server"].started)
-    served = Served(endpoint, found["server"].servers[0].sockets[0].getsockname()[1])
+    served = Served(endpoint, found["server"], found["loop"])
     try:
         if ready:
             until(lambda: served.http.get("/ready").status_code == 200)

@@ -1,12 +1,13 @@
 // The page where people rank: what is on the screen, and what keys and buttons do. Order and dragging: ranking.js. What is sent, and kept until it is: outbox.js.
 
 import { Outbox, ask, newId, stored } from "./outbox.js";
-import { LETTERS, Order, draggable, place, slide } from "./ranking.js";
-import { agreementView, lastView, make } from "./figures.js";
+import { LETTERS, Order, place, slide } from "./ranking.js";
+import { card, drawn, ratingsOpen } from "./cards.js";
+import { agreementView, finishedView, lastView, make, middle, signInView } from "./views.js";
 
 const AHEAD = 3, LOOK_AGAIN_MS = 15000, MOST_SECONDS = 3600;
 const $ = (id) => document.getElementById(id);
-const ui = { ratings: "modelyard/ratings-open", dataset: "modelyard/dataset" };
+const DATASET = "modelyard/dataset";
 const state = { who: "", start: null, dataset: "", view: "rank", queue: [], current: null, draft: null, at: 0, since: 0, answered: new Set(), history: [], progress: null, sure: false, trouble: "", timer: 0 };
 let outbox = null;
 let cards = [];
@@ -30,7 +31,7 @@ async function begin() {
   if (!names.length) return show(middle("Nothing to rank yet", "Questions are made with the command", "modelyard feedback ask"));
   $("dataset").replaceChildren(...names.map((name) => make("option", { value: name }, name)));
   $("dataset").hidden = names.length < 2;
-  const wanted = new URLSearchParams(location.search).get("dataset") || stored.get(ui.dataset);
+  const wanted = new URLSearchParams(location.search).get("dataset") || stored.get(DATASET);
   $("dataset").value = names.includes(wanted) ? wanted : names[0];
   outbox.flush();
   choose();
@@ -38,7 +39,7 @@ async function begin() {
 
 function choose() {
   Object.assign(state, { dataset: $("dataset").value, queue: [], current: null, draft: null, answered: new Set(), history: [], progress: null });
-  stored.set(ui.dataset, state.dataset);
+  stored.set(DATASET, state.dataset);
   const guide = state.start.datasets.find((one) => one.name === state.dataset).guide;
   $("guide").textContent = guide;
   $("guide").hidden = !guide;
@@ -47,24 +48,15 @@ function choose() {
 
 function signIn(why = "") {
   $("actions").hidden = true;
-  const name = make("input", { id: "name", autocomplete: "username", required: true, maxlength: "60", autofocus: true });
-  const code = make("input", { id: "code", autocomplete: "current-password", required: state.start.codes, autocapitalize: "none" });
-  const wrong = make("p", { class: "wrong", role: "alert" }, why);
-  const submit = async (event) => {
-    event.preventDefault();
+  show(signInView(state.start.codes, why, async (name, code) => {
     try {
-      await ask("api/sign-in", { name: name.value, code: code.value });
+      await ask("api/sign-in", { name, code });
       await begin();
     } catch (error) {
-      wrong.textContent = error.status === 401 ? "There is no such name and code." : error.status ? error.message : "The server does not answer. Try again in a moment.";
+      return error.status === 401 ? "There is no such name and code." : error.status ? error.message : "The server does not answer. Try again in a moment.";
     }
-  };
-  show(make("form", { class: "middle card", onsubmit: submit },
-    make("h1", {}, "Rank answers"), make("p", { class: "hint" }, state.start.codes ? "Sign in with the name and the code that you were given." : "Your name keeps your rankings together. Use the same one each time."),
-    make("label", { for: "name" }, "Name"), name,
-    ...(state.start.codes ? [make("label", { for: "code" }, "Code"), code] : []),
-    wrong, make("button", { class: "main" }, "Begin")));
-  name.focus();
+  }));
+  $("name").focus();
 }
 
 // ------------------------------------------------------------------ views
@@ -93,10 +85,6 @@ function show(...content) {
   $("main").replaceChildren(...content);
 }
 
-function middle(title, ...lines) {
-  return make("section", { class: "middle", role: "status" }, make("h1", {}, title), ...lines.map((line) => make("p", { class: "hint" }, line)));
-}
-
 // ------------------------------------------------------------------ questions
 
 async function go() {
@@ -122,18 +110,10 @@ async function go() {
   if (state.view !== "rank") return;
   if (!state.current && state.queue.length) return begun(state.queue.shift());
   if (!state.current) {
-    show(trouble ? middle("Not to be had just now", trouble) : finished());
+    show(trouble ? middle("Not to be had just now", trouble) : finishedView(state.progress?.done ?? 0, () => open("agreement")));
     $("actions").hidden = true;
     state.timer = setTimeout(go, trouble ? 3000 : LOOK_AGAIN_MS);
   }
-}
-
-function finished() {
-  const done = state.progress?.done ?? 0;
-  return make("section", { class: "middle", role: "status" },
-    make("h1", {}, done ? "That is all for you" : "Nothing for you just now"),
-    make("p", { class: "hint" }, done ? `You have ranked ${done} ${done === 1 ? "question" : "questions"}. Thank you. New ones appear here by themselves.` : "Others have the questions that are left. New ones appear here by themselves."),
-    make("button", { type: "button", onclick: () => open("agreement") }, "How far do we agree?"));
 }
 
 function blank(item) {
@@ -170,7 +150,7 @@ function seconds() {
 
 function draw() {
   const item = state.current, draft = state.draft;
-  cards = item.answers.map((text, answer) => card(text, answer));
+  cards = item.answers.map((text, answer) => card(text, answer, state.start, inOrder, (run) => (...given) => { at(answer); run(...given); }, ACTS, () => at(answer)));
   const turns = item.prompt.map((turn) => make("div", { class: `turn ${turn.role}` }, make("span", { class: "role" }, { user: "Asked", assistant: "Answered", system: "Told beforehand" }[turn.role] ?? turn.role), make("p", { class: "text" }, turn.content)));
   const edit = make("textarea", { id: "edit", rows: "3", maxlength: "20000", oninput: () => { draft.edit = edit.value; changed(); } });
   const note = make("textarea", { id: "note", rows: "1", maxlength: "2000", oninput: () => { draft.note = note.value; changed(); } });
@@ -187,52 +167,13 @@ function draw() {
   showFar();
 }
 
-function card(text, answer) {
-  const letter = LETTERS[answer];
-  const handle = make("button", { type: "button", class: "handle", tabindex: "-1", "aria-hidden": "true", title: "Drag" }, "⠿");
-  const button = (name, label, key, run) => make("button", { type: "button", class: `small ${name}`, "aria-label": `${label} answer ${letter}`, onclick: () => { state.at = answer; run(answer); } }, label, make("kbd", { "aria-hidden": "true" }, key));
-  const element = make("li", { class: "card", tabindex: "0", id: `answer-${answer}`, onfocusin: () => { state.at = answer; cards.forEach((one, i) => one.classList.toggle("at", i === answer)); } },
-    make("button", { type: "button", class: "tie", onclick: () => { state.at = answer; tie(); } }),
-    make("div", { class: "head" }, handle, make("span", { class: "place" }), make("span", { class: "letter" }, `Answer ${letter}`), make("span", { class: "badges" }),
-      make("span", { class: "tools" },
-        make("button", { type: "button", class: "small up", "aria-label": `Move answer ${letter} up`, onclick: () => { state.at = answer; moveBy(-1); } }, "↑"),
-        make("button", { type: "button", class: "small down", "aria-label": `Move answer ${letter} down`, onclick: () => { state.at = answer; moveBy(1); } }, "↓"),
-        button("flag", "Flag", "f", toggleFlags), button("rate", "Rate", "r", toggleRatings), button("edit", "Edit", "e", startEdit))),
-    make("p", { class: "text answer" }, text),
-    make("div", { class: "flags", role: "group", "aria-label": `Why answer ${letter} is not safe`, hidden: true },
-      ...state.start.flags.map((flag) => make("button", { type: "button", class: "chip", "data-flag": flag, onclick: () => toggleFlag(answer, flag) }, flag))),
-    make("div", { class: "ratings", hidden: true }, ...state.start.qualities.map((quality) => rating(answer, quality))));
-  draggable(handle, element, inOrder, (to) => { state.at = answer; moveTo(to); });
-  return element;
-}
-
-function rating(answer, quality) {
-  return make("div", { class: "rating", role: "group", "aria-label": `How ${quality} answer ${LETTERS[answer]} is, 1 to 5` }, make("span", {}, quality),
-    ...[1, 2, 3, 4, 5].map((value) => make("button", { type: "button", class: "chip", "data-quality": quality, "data-value": value, "aria-label": `${quality} ${value} of 5`, onclick: () => rate(answer, quality, value) }, String(value))));
-}
-
 const inOrder = () => state.order.order.map((answer) => cards[answer]);
 
 function refresh(sliding = true) {
-  const { order, tied, ranks } = state.order, draft = state.draft, list = $("list"), focused = document.activeElement;
+  const { order } = state.order, draft = state.draft, list = $("list"), focused = document.activeElement;
   const arrange = () => { if (inOrder().some((one, i) => list.children[i] !== one)) list.append(...inOrder()); };
   if (sliding) slide(cards, arrange); else arrange();
-  order.forEach((answer, i) => {
-    const element = cards[answer], rank = ranks[answer], alike = ranks.filter((one) => one === rank).length > 1;
-    element.setAttribute("aria-label", `Answer ${LETTERS[answer]}, ${place(rank)} of ${Math.max(...ranks)}${alike ? ", tied" : ""}`);
-    element.querySelector(".place").textContent = alike ? `= ${place(rank)}` : place(rank);
-    element.classList.toggle("alike", tied[i]);
-    element.classList.toggle("at", answer === state.at);
-    const chip = element.querySelector(".tie");
-    chip.hidden = i === 0;
-    chip.textContent = tied[i] ? "=" : "better than";
-    chip.setAttribute("aria-pressed", String(tied[i]));
-    chip.setAttribute("aria-label", i ? `Answer ${LETTERS[answer]} is as good as answer ${LETTERS[order[i - 1]]}` : "");
-    element.querySelector(".badges").replaceChildren(...draft.flags[answer].map((flag) => make("span", { class: "badge" }, flag)));
-    for (const one of element.querySelectorAll("[data-flag]")) one.setAttribute("aria-pressed", String(draft.flags[answer].includes(one.dataset.flag)));
-    for (const one of element.querySelectorAll("[data-value]")) one.setAttribute("aria-pressed", String(draft.ratings[answer][one.dataset.quality] === Number(one.dataset.value)));
-    element.querySelector(".ratings").hidden = !stored.get(ui.ratings);
-  });
+  order.forEach((answer, i) => drawn(cards[answer], state.order, i, draft, answer === state.at));
   $("all-bad").hidden = !draft.all_bad;
   list.classList.toggle("bad", draft.all_bad);
   $("bad").setAttribute("aria-pressed", String(draft.all_bad));
@@ -270,6 +211,11 @@ function focusCard() {
 function where() {
   const rank = state.order.ranks[state.at];
   return `Answer ${LETTERS[state.at]} is ${place(rank)}`;
+}
+
+function at(answer) {
+  state.at = answer;
+  cards.forEach((one, i) => one.classList.toggle("at", i === answer));
 }
 
 function moveTo(to) {
@@ -320,9 +266,9 @@ function toggleFlag(answer, flag) {
 }
 
 function toggleRatings(answer) {
-  stored.set(ui.ratings, !stored.get(ui.ratings));
+  ratingsOpen.set(!ratingsOpen.get());
   refresh(false);
-  (stored.get(ui.ratings) ? cards[answer].querySelector("[data-value]") : cards[answer]).focus();
+  (ratingsOpen.get() ? cards[answer].querySelector("[data-value]") : cards[answer]).focus();
 }
 
 function rate(answer, quality, value) {
@@ -414,6 +360,7 @@ function hint(text) {
 
 // ------------------------------------------------------------------ keys and buttons
 
+const ACTS = { tie, moveTo, moveBy, toggleFlags, toggleRatings, startEdit, toggleFlag, rate };
 const KEYS = { "=": tie, b: allBad, u: undo, s: () => send("skip", null), f: () => toggleFlags(state.at), r: () => toggleRatings(state.at), e: () => startEdit(state.at) };
 
 document.addEventListener("keydown", (event) => {

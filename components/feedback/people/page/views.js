@@ -1,4 +1,4 @@
-// The page about agreement, and the list of what one did last.
+// What is shown beside questions: signing in, a word in the middle, agreement, and the list of what one did last.
 
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -10,6 +10,31 @@ export function make(tag, attributes = {}, ...children) {
   }
   element.append(...children.filter((child) => child !== null && child !== undefined)); // text stays text: nothing is read as HTML
   return element;
+}
+
+export function middle(title, ...lines) {
+  return make("section", { class: "middle", role: "status" }, make("h1", {}, title), ...lines.map((line) => (line instanceof Node ? line : make("p", { class: "hint" }, line))));
+}
+
+// signIn(name, code) gives what is wrong, in words, or nothing.
+export function signInView(codes, why, signIn) {
+  const name = make("input", { id: "name", autocomplete: "username", required: true, maxlength: "60", autofocus: true });
+  const code = make("input", { id: "code", autocomplete: "current-password", required: codes, autocapitalize: "none" });
+  const wrong = make("p", { class: "wrong", role: "alert" }, why);
+  const submit = async (event) => {
+    event.preventDefault();
+    wrong.textContent = (await signIn(name.value, code.value)) ?? "";
+  };
+  return make("form", { class: "middle card", onsubmit: submit },
+    make("h1", {}, "Rank answers"), make("p", { class: "hint" }, codes ? "Sign in with the name and the code that you were given." : "Your name keeps your rankings together. Use the same one each time."),
+    make("label", { for: "name" }, "Name"), name,
+    ...(codes ? [make("label", { for: "code" }, "Code"), code] : []),
+    wrong, make("button", { class: "main" }, "Begin"));
+}
+
+export function finishedView(done, look) {
+  const text = done ? `You have ranked ${done} ${done === 1 ? "question" : "questions"}. Thank you. New ones appear here by themselves.` : "Others have the questions that are left. New ones appear here by themselves.";
+  return middle(done ? "That is all for you" : "Nothing for you just now", text, make("button", { type: "button", onclick: look }, "How far do we agree?"));
 }
 
 const percent = (value) => (value === null ? "–" : `${Math.round(100 * value)} %`);
