@@ -14,6 +14,7 @@ import streamlit as st
 
 COLOURS = {"RUNNING": "blue", "PENDING": "orange", "PAUSED": "violet", "CANCELLING": "orange", "COMPLETED": "green", "FAILED": "red", "CRASHED": "red"}
 AXIS = ",.4~r"
+FEW = 12  # points of a curve that are marked, since a line between one or two is hard to see
 PAIR = ("#2a6fdb", "#e0772b")  # the first and the second of two models, everywhere
 
 
@@ -98,7 +99,7 @@ def lines(rows: Sequence[Mapping[str, Any]], title: str, colours: Sequence[str] 
     if colours:
         colour["scale"] = {"domain": names, "range": list(colours)}
     spec = {
-        "mark": {"type": "line", "interpolate": "linear", "strokeWidth": 1.8},
+        "mark": {"type": "line", "interpolate": "linear", "strokeWidth": 1.8, "point": len(rows) < FEW},
         "encoding": {
             "x": {"field": "step", "type": "quantitative", "title": "step", "axis": {"tickCount": 5, "format": "~s"}},
             "y": {"field": "value", "type": "quantitative", "title": title, "scale": {"zero": False}, "axis": {"tickCount": 5}},

@@ -102,7 +102,7 @@ def browse(table: Any) -> None:
         text = st.text_input("Holds the words", placeholder="any")
     shown = chosen(table, kind or "all", domains, text)
     pages = max(1, -(-len(shown) // CLUSTERS_A_PAGE))
-    page = st.number_input(f"Page of {pages:,}", 1, pages, 1) if pages > 1 else 1
+    page = st.number_input(f"Page of {pages:,}", 1, pages, 1, width=160) if pages > 1 else 1
     st.caption(f"{len(shown):,} clusters, the largest first; shown are up to ten documents of each, and the beginning of each text.")
     for cluster in shown[(page - 1) * CLUSTERS_A_PAGE : page * CLUSTERS_A_PAGE]:
         one_cluster(table[table["cluster"] == cluster])
@@ -125,7 +125,7 @@ def one_cluster(rows: Any) -> None:
     with st.expander(f"{first['size']:,} documents · {first['domain']} · {look.plain(str(first['excerpt'])[:80])}"):
         for row in rows.itertuples():
             why = ":green-badge[kept]" if row.kept else f":gray-badge[{row.kind}, {row.similarity:.0%} alike]"
-            st.markdown(f"{why} {look.plain(str(row.source))} {look.plain(str(row.url or ''))}")
+            st.markdown(f"{why} {look.plain(str(row.source))} {look.plain(row.url) if isinstance(row.url, str) else ''}")
             look.words(row.excerpt)
 
 

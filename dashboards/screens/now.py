@@ -51,7 +51,7 @@ def what_runs() -> None:
         look.facts(("Running", len(running)), ("Waiting", len(rows) - len(running)), ("Workers on line", f"{len(online)} / {len(workers)}"), *taken)
         if not rows:
             look.empty(f"Nothing runs. [Choose a form]({prefect.page()}/deployments), or type `modelyard run recipes/tiny.yaml`.")
-        elif not online:
+        elif not online and len(rows) > len(running):
             st.warning("No worker is on line, so what waits will not start. `modelyard up` starts one.", icon=":material/warning:")
         for row in rows:
             one_run(row, names.get(row["flow_id"], "?"), far.get(row["id"]))
@@ -77,9 +77,9 @@ def what_trains() -> None:
         if not shown:
             look.empty("No stage has trained yet. The loss of a run is drawn here while it trains.")
             return
-        columns = st.columns(2)
+        columns = st.columns(min(2, len(shown)))
         for place, run in enumerate(shown[:CHARTS]):
-            with columns[place % 2], st.container(border=True):
+            with columns[place % len(columns)], st.container(border=True):
                 one_curve(run)
         for run in shown[CHARTS:]:
             st.markdown(f"[{look.plain(run['name'])}]({mlflow.run_page(run['id'])})")

@@ -65,7 +65,8 @@ def one(version: releases.Version) -> None:
     with left:
         compared(decision)
         history(moves)
-        words = (f"modelyard {word} {version.uri}" for word in ("lineage", "reproduce", "chat", "serve"))
+        settling = ("approve", "reject") if version.tags.get("action") == WAITS else ()
+        words = (f"modelyard {word} {version.uri}" for word in (*settling, "lineage", "reproduce", "chat", "serve"))
         st.code("\n".join(words), language="bash")
         st.link_button("In MLflow", version.page, icon=":material/open_in_new:")
     with right:

@@ -63,14 +63,14 @@ def deployment_names() -> dict[str, str]:
 
 def progress(run_ids: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """By flow run: its last progress artifact, with those of the flows within it. Errors: Away."""
-    if not run_ids:
-        return {}
-    within = {row["id"]: row["parent_flow_run_id"] for row in _ask("/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": list(run_ids)}}, "limit": 200}) if row.get("parent_flow_run_id")}
-    wanted = {"flow_run_id": {"any_": [*run_ids, *within]}, "type": {"any_": ["progress"]}}
-    found: dict[str, dict[str, Any]] = {}
-    for row in _ask("/artifacts/filter", {"artifacts": wanted, "sort": "UPDATED_DESC", "limit": 200}):
-        found.setdefault(within.get(row["flow_run_id"], row["flow_run_id"]), row)
-    return found
+    found = web.at_once(*(lambda one=one: _progress(one) for one in run_ids))
+    return {run_id: rows[0] for run_id, rows in zip(run_ids, found, strict=True) if rows}
+
+
+def _progress(run_id: str) -> list[dict[str, Any]]:
+    within = _ask("/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run_id]}}, "limit": 50})
+    wanted = {"flow_run_id": {"any_": [run_id, *(row["id"] for row in within)]}, "type": {"any_": ["progress"]}}
+    return _ask("/artifacts/filter", {"artifacts": wanted, "sort": "UPDATED_DESC", "limit": 1})
 
 
 def slots() -> list[dict[str, Any]]:

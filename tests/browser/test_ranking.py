@@ -164,9 +164,9 @@ def test_an_answer_is_dragged_with_the_mouse_and_with_a_finger(ranked: Ranked, a
 
     bo = ranked.person(browser, "Bo", **PHONE)
     before = bo.answers
-    handle, second = bo.page.locator("#list .handle").nth(0).bounding_box(), bo.page.locator("#list li").nth(1).bounding_box()
+    handle, first, second = (bo.page.locator(where).bounding_box() for where in ("#list .handle >> nth=0", "#list li >> nth=0", "#list li >> nth=1"))
     touch = bo.page.context.new_cdp_session(bo.page)
-    x, y, far = handle["x"] + 8, handle["y"] + 8, second["y"] + second["height"] - handle["y"]
+    x, y, far = handle["x"] + 8, handle["y"] + 8, second["y"] - first["y"]
     touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
     for step in range(1, 9):
         touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": y + far * step / 8}]})

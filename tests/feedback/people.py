@@ -26,6 +26,12 @@ def question(number: int, answers: int = 3, gold: bool = False) -> dict[str, Any
     }
 
 
+def made(folder: Path) -> Path:
+    """A folder that is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def filled(folder: Path, questions: int = 6, known: int = 0, answers: int = 3, **config: Any) -> Store:
     """A store with a dataset `people`."""
     store = Store.open(f"sqlite:///{folder}/people.db")

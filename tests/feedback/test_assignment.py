@@ -16,7 +16,7 @@ from components.feedback.people.asking import ask
 from components.feedback.people.store import DONE, OPEN, SKIPPED, Claim
 from components.schema.config import BadInput
 from components.schema.people import AskConfig
-from tests.feedback.people import all_claims, claims, filled, person, question, said, say
+from tests.feedback.people import all_claims, claims, filled, made, person, question, said, say
 
 
 def test_each_question_goes_to_as_many_people_as_it_wants_and_to_nobody_twice(tmp_path: Path) -> None:
@@ -104,8 +104,7 @@ def test_the_sum_on_the_page_does_not_tell_which_question_is_a_known_one(tmp_pat
 def test_the_order_of_the_answers_differs_by_person_and_is_the_same_again(tmp_path: Path) -> None:
     shown = []
     for place in ("one", "two"):
-        (tmp_path / place).mkdir()
-        store = filled(tmp_path / place, questions=8, answers=4, overlap=3)
+        store = filled(made(tmp_path / place), questions=8, answers=4, overlap=3)
         shown.append({name: [tuple(claim.shown) for claim in claims(store, person(store, name), ahead=5)] for name in ("Ada", "Bo")})
     assert shown[0]["Ada"] != shown[0]["Bo"] and shown[0] == shown[1]
 

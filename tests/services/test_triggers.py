@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from components.feedback.people.asking import ask
+from components.feedback.people.store import Store
+from components.schema.people import AskConfig
+from tests.feedback import people
 from tests.flows.project import MICRO
 from tests.services.deployed import begin, deploy, runs_of, said, until
 from tests.services.rig import SHORT, Rig
@@ -100,6 +105,32 @@ def test_of_what_was_missed_the_latest_runs_or_none_as_asked(rig: Rig) -> None:
     rig.start("worker")
     ended = {policy: [until(rig, run["id"], "Completed", "Skipped")["state"]["name"] for run in runs] for policy, runs in missed.items()}
     assert ended == {"latest": ["Skipped", "Skipped", "Completed"], "none": ["Skipped"] * 3}
+
+
+def test_enough_new_rankings_by_people_are_exported_and_start_one_retraining(rig: Rig) -> None:
+    folder = rig.project.folder
+    code = "import sys, json; from components.schema.recipe import Recipe; print(Recipe.load('recipes/tiny.yaml', sys.argv[1:]).model_dump_json(exclude_none=True))"
+    reads = "data.preferences=[{kind: files, path: data/feedback/people/preferences}]"
+    recipe = yaml.safe_load(said(rig, code, *MICRO, *SHORT, "name=ranked", "data.name=ranked", reads).splitlines()[-1])
+    (folder / "recipes" / "ranked.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    store = Store.open(f"sqlite:///{people.made(folder.parent / 'yard' / 'feedback')}/people.db")
+    ask(store, AskConfig(gold_share=0.0, retrain_after=3), [people.question(i) for i in range(5)])
+    who = people.person(store, "Ada")
+    asked = people.claims(store, who, ahead=5)
+    for number, claim in enumerate(asked[:2]):
+        people.say(store, who, claim, [1, 2, 3], f"ranked-{number:04}")
+    id = deploy(rig, "flows.retrain.retrain", "retrain-ranked", {"recipe": "recipes/ranked.yaml", "resources": {"threads": 1}})
+    rig.wait(lambda: "ranked.yaml cannot be watched" in (folder.parent / "watch.log").read_text(), "the watch to look at the recipe, whose data is not there yet")
+    assert not runs_of(rig, id) and not (folder / "data/feedback/people").exists(), "two rankings are not three"
+    people.say(store, who, asked[2], [3, 2, 1], "ranked-0002")
+    run = latest(rig, id, 0)
+    assert run["parameters"]["because"] == "3 new rankings by people are in data/feedback/people" and run["parameters"]["recipe"] == "recipes/ranked.yaml"
+    until(rig, run["id"], "Completed")
+    assert len((folder / "data/feedback/people/preferences/pairs.jsonl").read_text().splitlines()) == 9 and (folder / "data/feedback/people.dvc").exists()
+    counts = (folder / "data/ranked/preferences/counts.json").read_text()
+    assert "data/feedback/people/preferences" in counts
+    time.sleep(70)  # two looks of the watch
+    assert len(runs_of(rig, id)) == 1, "the watch over files starts no second one for the same rankings"
 
 
 def _of(deployment: str) -> dict[str, Any]:

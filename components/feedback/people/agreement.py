@@ -60,7 +60,7 @@ def word(value: float | None) -> str:
         return "not known yet: no two people have ranked the same questions, or they never differed"
     if value >= RELIABLE:
         return "reliable"
-    return "good enough for tentative conclusions" if value >= TENTATIVE else "too low to rely on: look at the items below, and at what people are told"
+    return "good enough for tentative conclusions" if value >= TENTATIVE else "too low to rely on: look at the questions below, and at what people are told"
 
 
 def gold_accuracy(rankings: Iterable[Said]) -> dict[str, float]:

@@ -14,7 +14,7 @@ export function card(text, answer, { flags, qualities }, inOrder, of, acts, ente
   const tool = (name, label, said, run, key) => make("button", { type: "button", class: `small ${name}`, "aria-label": `${said} answer ${letter}`, onclick: of(run) }, label, key ? make("kbd", { "aria-hidden": "true" }, key) : null);
   const element = make("li", { class: "card", tabindex: "0", id: `answer-${answer}`, onfocusin: entered },
     make("button", { type: "button", class: "tie", onclick: of(() => acts.tie()) }),
-    make("div", { class: "head" }, handle, make("span", { class: "place" }), make("span", { class: "letter" }, `Answer ${letter}`), make("span", { class: "badges" }),
+    make("div", { class: "head" }, handle, make("span", { class: "place" }), make("span", { class: "letter" }, make("span", { class: "word" }, "Answer "), letter), make("span", { class: "badges" }),
       make("span", { class: "tools" },
         tool("up", "↑", "Move up", () => acts.moveBy(-1)), tool("down", "↓", "Move down", () => acts.moveBy(1)),
         tool("flag", "Flag", "Flag", () => acts.toggleFlags(answer), "f"), tool("rate", "Rate", "Rate", () => acts.toggleRatings(answer), "r"), tool("edit", "Edit", "Edit", () => acts.startEdit(answer), "e"))),

@@ -69,7 +69,8 @@ async function open(view) {
     if (view === "agreement") show(agreementView(await ask(`api/agreement?dataset=${state.dataset}`)));
     else if (view === "mine") show(lastView(await ask(`api/mine?dataset=${state.dataset}`), (row) => takeBack(row, row)));
     else return await go();
-    $("main").focus();
+    $("main").focus({ preventScroll: true });
+    window.scrollTo(0, 0);
   } catch (error) {
     if (error.status === 401) return begin();
     show(middle("Not to be had just now", error.status ? error.message : "The server does not answer. What you did is kept in this browser."));
