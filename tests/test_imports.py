@@ -28,7 +28,7 @@ MAY = {
     "components/launch.py": {"components.schema", "components.slots", "components.cost", "components.storage"},
     "components/slots.py": {"components.schema"},
     "dashboards": {"components.schema", "components.evaluation.statistics", "dashboards"},
-    "flows": {"prefect", "components.schema", "components.launch", "components.slots", "components.cost", "components.storage", "components.registry", "components.feedback.people", "components.feedback.prompts", "components.evaluation.comparison", *(f"components.evaluation.{name}" for name in ("evidence", "gate", "power")), "components.export.card", "components.export.story", "flows"},
+    "flows": {"prefect", "components.schema", "components.launch", "components.slots", "components.cost", "components.storage", "components.registry", "components.feedback.people", "components.feedback.prompts", "components.evaluation.comparison", *(f"components.evaluation.{name}" for name in ("evidence", "gate", "power", "statistics")), "components.export.card", "components.export.story", "flows"},
 }
 
 

@@ -13,10 +13,11 @@ import hashlib
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from components.schema.config import BadInput, Unavailable
+from components.schema.config import BadInput
 from components.schema.serving import ServeConfig, is_url
 from components.serving.engine import Deliver, Sizes
 from components.serving.own import Own
@@ -24,6 +25,9 @@ from components.serving.protocol import Refusal
 from components.serving.upstream import Upstream, Vllm
 
 log = logging.getLogger("modelyard.serving")
+
+RETRY_S = 60.0
+"""Before a version that could not be loaded is tried again; another version is tried at once."""
 
 Version = Own | Upstream
 Load = Callable[["Arm", str, str, Path | None], Version]
@@ -37,7 +41,7 @@ class Arm:
         self.name, self.asked, self._load, self._called = name, asked, load, called
         self.version: Version | None = None
         self.folder: Path | None = None
-        self._failed: tuple[str, str] | None = None
+        self._failed, self._again = ("", ""), 0.0
         self._looking = threading.Lock()
 
     def exists(self) -> None:
@@ -49,16 +53,15 @@ class Arm:
         with self._looking:
             name, number, fetch = self._points_at()
             now = self.version
-            if (now and (now.name, now.version) == (self._called or name, number)) or self._failed == (name, number):
+            if (now and (now.name, now.version) == (self._called or name, number)) or (self._failed == (name, number) and time.monotonic() < self._again):
                 return False
             try:
                 self.folder = fetch() if fetch else None
                 new = self._load(self, self._called or name, number, self.folder)
-            except BadInput as error:
-                if not isinstance(error, Unavailable):
-                    self._failed = (name, number)  # told once; another version is another try
+            except Exception:
+                self._failed, self._again = (name, number), time.monotonic() + RETRY_S
                 raise
-            self.version, self._failed = new, None
+            self.version = new
         log.info("%s: %s version %s is in service%s", self.name, new.name, new.version, f", in place of {now.version}" if now else "")
         if now:
             now.close()
@@ -104,10 +107,10 @@ class Arms:
             raise Refusal(503, "no version is in service yet. Ask again in a moment", code="not_ready", retry_after_s=5)
         if canary is not None and canary.fingerprint == main.fingerprint:
             canary = None  # the challenger has become champion
-        if model is None or model in (main.name, self.config.model, "default"):
+        if model in (None, main.name):
             return (self.canary, canary) if canary is not None and _falls_below(who, self.config.canary_share) else (self.main, main)
         for arm, version in ((self.main, main), (self.canary, canary)):
-            if version is not None and model in _names(arm, version):
+            if version is not None and model in (*_names(arm, version), self.config.model):
                 return arm, version
         raise Refusal(404, f"there is no model {model[:200]!r} here. There is: {', '.join(self.names())}", code="model_not_found", field="model", reason="unknown_model")
 

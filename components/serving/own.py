@@ -26,6 +26,8 @@ from components.serving.turn import Turn
 LONG_TEXT = 20_000
 """Characters; longer ones are turned into tokens beside the event loop."""
 WARM_S = 300.0
+LOADING = threading.Lock()
+"""transformers loads one model at a time: of two at once in a process, both lack their tied weights."""
 
 Reserve = Callable[[Turn, int], None]
 """Take tokens off a client's allowance. Raises Refusal(429)."""
@@ -50,7 +52,8 @@ class Own:
         self.name, self.version, self.folder = name, version, folder
         self.tokenizer = load_tokenizer(folder)
         self.words = Words(self.tokenizer)
-        model = load(folder)
+        with LOADING:
+            model = load(folder)
         longest = getattr(model.config, "max_position_embeddings", None) or sizes.context or 2048
         self.context = min(sizes.context, longest) if sizes.context else longest
         self.engine = Engine(model, self.tokenizer, Sizes(sizes.rows, sizes.waiting, self.context, sizes.threads), deliver, others_busy)

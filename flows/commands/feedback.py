@@ -147,6 +147,35 @@ def export(
         print(f"Next: in a recipe, data.preferences: [{{kind: files, path: {folder}/preferences}}]; and git add {folder}.dvc")
 
 
+@app.command()
+def loop(
+    recipe: Annotated[Path, typer.Argument(help="Recipe whose line is finished here.")] = Path("recipes/tiny.yaml"),
+    rule: Annotated[str, typer.Option(help="What simulated people prefer: plain (few exclamation marks) or shorter.")] = "plain",
+    annotators: Annotated[int, typer.Option(min=1, help="Simulated people, each with a page of their own.")] = 4,
+    questions: Annotated[int, typer.Option(min=1, help="Questions to rank.")] = 150,
+    noise: Annotated[float, typer.Option(min=0, max=1, help="Chance that a person takes an answer for another one.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Decides prompts, answers and mistakes.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; under .modelyard/loop unless told. Begun again there, it goes on.")] = None,
+    sets: Sets = None,
+    threads: Threads = 0,
+    on: On = None,
+) -> None:
+    """Show the whole loop: simulated people rank on the page in a browser, a reward model learns from them, and a policy from it."""
+    with errors_told():
+        from components.schema.records import home
+        from flows.loop import Asked, run
+        from flows.loop_report import rows, write
+        from flows.terminal import load
+
+        resolved, place = load(recipe, sets), out or home() / "loop"
+        root()
+        figures = run(recipe, resolved, Resources.parse(threads, on), Asked(rule, annotators, questions, noise, seed), place, make_console())
+        write(figures, place)
+        for name, value in rows(figures):
+            print(f"{name:55} {value}")
+        print(f"Report, answers before and after, picture: {place}/report.md\nNext: modelyard run {place}/recipe.yaml (evaluation and the gate); or ask people: modelyard feedback ask")
+
+
 def _tell(figures: dict[str, Any], word: str) -> None:
     """Agreement in lines."""
     number = lambda value: "-" if value is None else f"{value:.3f}"  # noqa: E731

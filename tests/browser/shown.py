@@ -56,7 +56,7 @@ STANDS = {
     "compare": (TABLE, CHART, "[data-testid=stCode]"),
     "data": (TABLE, CHART),
     "cost": (TABLE, CHART),
-    "chat": ("[data-testid=stAlert]",),
+    "chat": ("[data-testid=stChatInput], [data-testid=stAlert]",),
 }
 HOSTILE = "<script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\"> **bold** [link](http://example.org)"
 

@@ -6,13 +6,17 @@ import random
 import time
 import urllib.parse
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("streamlit", reason="streamlit is not installed: pip install -e '.[dashboard]'")
 
+from components.schema.serving import ServeConfig
 from tests.browser.shown import RUNNING, STANDS, STEPS, Shown, stands
+from tests.serving.conftest import Served, serving, two_models  # noqa: F401  a fixture
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 DESK, PHONE = {"width": 1400, "height": 900}, {"width": 400, "height": 800}
@@ -27,8 +31,16 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 
 
 @pytest.fixture(scope="module")
-def address(shown: Shown) -> str:
-    return shown.dashboard(MODELYARD_SERVING_URL="http://127.0.0.1:9")
+def endpoints(two_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Served]]:  # noqa: F811
+    """Two real ones, each with a small model that never learnt anything."""
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setenv("MODELYARD_HOME", str(tmp_path_factory.mktemp("home")))
+        yield [stack.enter_context(serving(ServeConfig(model=str(model), port=0, name=model.name))) for model in two_models]
+
+
+@pytest.fixture(scope="module")
+def address(shown: Shown, endpoints: list[Served]) -> str:
+    return shown.dashboard(MODELYARD_SERVING_URL=",".join(endpoint.url for endpoint in endpoints))
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +66,8 @@ def test_the_champion_and_what_it_was_made_of_are_drawn(page: Any, address: str)
     page.set_viewport_size(DESK)
     stands(page, address, "releases?version=models:/model-001/1")
     page.get_by_role("heading", name="model-001 1").wait_for()
-    drawn = page.locator("[data-testid=stGraphVizChart] g.node").all_inner_texts()
-    assert {text.split()[0] for text in drawn} >= {"release", "evaluate", "ppo", "reward", "sft", "pretrain", "tokens", "preferences"}
+    drawn = page.locator("[data-testid=stGraphVizChart] g.node").all_text_contents()
+    assert set(" ".join(drawn).split()) >= {"release", "evaluate", "ppo", "reward", "sft", "pretrain", "tokens", "preferences"}
 
 
 def test_what_a_model_wrote_is_shown_as_it_is_and_never_becomes_html(page: Any, address: str) -> None:
@@ -92,6 +104,36 @@ def test_the_curve_of_a_stage_that_trains_goes_on_by_itself(page: Any, shown: Sh
         page.get_by_text(f"step 596 of {STEPS}").wait_for(timeout=60_000)  # nobody loads the page anew
     finally:
         shown.call("runs/update", run_id=run, status="KILLED")
+
+
+def test_two_models_answer_side_by_side_and_the_exact_prompt_is_told(page: Any, address: str, endpoints: list[Served]) -> None:
+    page.set_viewport_size(DESK)
+    stands(page, address, "chat")
+    page.get_by_label("Beside it").click()
+    page.get_by_role("option", name="two at").click()
+    page.get_by_text("Sampling and system message").click()
+    page.get_by_label("Longest answer, in tokens").fill("12")
+    page.get_by_label("Longest answer, in tokens").press("Enter")
+    page.get_by_placeholder("Write to the model").fill("Hi there")
+    page.get_by_placeholder("Write to the model").press("Enter")
+    page.get_by_text("New conversation").wait_for(timeout=120_000)
+    answers = page.locator("[data-testid=stChatMessage] [data-testid=stCode]").all_inner_texts()
+    assert len(answers) == 3 and answers[0].strip() == "Hi there"
+    assert answers[1].strip() and answers[2].strip() and answers[1] != answers[2]
+    page.get_by_text("Exact prompt").click()
+    for name in ("one", "two"):
+        page.get_by_text(f"{name} was given").wait_for()
+    exact = endpoints[0].http.post("/tokenize", json={"messages": [{"role": "user", "content": "Hi there"}]}).json()["prompt"]
+    assert "Hi there" in exact and exact != "Hi there"
+    assert [text.strip() for text in page.locator("[data-testid=stCode]").all_inner_texts()].count(exact.strip()) == 2
+
+
+def test_what_an_endpoint_refuses_is_told_in_its_own_words(page: Any, address: str) -> None:
+    stands(page, address, "chat")
+    page.get_by_placeholder("Write to the model").fill("word " * 2000)
+    page.get_by_placeholder("Write to the model").press("Enter")
+    page.get_by_text("tokens").and_(page.locator("[data-testid=stAlert] p")).first.wait_for(timeout=120_000)
+    assert page.locator("[data-testid=stException]").count() == 0
 
 
 def test_no_request_left_the_machine(page: Any, address: str, asked: list[str]) -> None:

@@ -22,7 +22,7 @@ pytest.importorskip("gguf", reason="gguf is not installed: pip install 'modelyar
 from components.export import export, gguf_file, gguf_tokenizer
 
 KINDS: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**models.SIZES, attention_bias=True),
+    "llama": LlamaConfig(**models.SIZES, tie_word_embeddings=True),
     "qwen2": Qwen2Config(**models.SIZES, tie_word_embeddings=True),
     "mistral": MistralConfig(**models.SIZES, head_dim=32, sliding_window=None),
 }
@@ -138,6 +138,13 @@ def test_llama_cpp_tokenizes_and_computes_the_same(kind: str, numbers: str, tmp_
     for name, words in (("gpt2", models.gpt2_words()), ("qwen2", split(QWEN_2)), ("llama3", split(LLAMA_3)), ("smollm", digits())):
         figures = written(models.model(tmp_path / name, KINDS[kind], words), tmp_path / f"{name}-out", numbers=numbers)
         assert figures["check_llama_cpp"]["logit_difference_max"] < {"f32": 1e-4, "f16": 5e-2, "q8_0": 1.0}[numbers] and "7 texts tokenized alike" in figures["llama_cpp"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed (it is built from source: pip install llama-cpp-python)")
+def test_llama_cpp_adds_the_biases_that_transformers_adds(tmp_path: Path) -> None:
+    model = models.model(tmp_path / "model", LlamaConfig(**models.SIZES, attention_bias=True, mlp_bias=True))
+    assert written(model, tmp_path / "out", numbers="f32")["check_llama_cpp"]["logit_difference_max"] < 1e-4
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ SETS = (
     "align={method: ppo, iterations: 40, rollout_size: 4, minibatch_size: 4, epochs: 1, max_new_tokens: 8, heldout_prompts: 4, checkpoint_every_iterations: 100}",
     "evals={suites: [mini_gsm8k], limit: 2, max_new_tokens: 8, perplexity_sequences: 4}",
 )  # fmt: skip
+MODEL = "modelyard-tiny"  # what the recipe releases
 CANARY = {"recipe": "recipes/tiny.yaml", "seconds_in_all": 61.5, "changes": []}
 DATASET = "people"
 
@@ -119,10 +120,10 @@ class Watched:
 
     def serve(self, seconds: float = 25.0) -> None:
         """The champion in every arm, asked all the time: whole and streamed, rightly and wrongly."""
-        champion = "models:/modelyard@champion"
+        champion = f"models:/{MODEL}@champion"
         options = {"model": champion, "canary": champion, "canary_share": 0.5, "shadow": champion, "port": self.ports["endpoint"], "running": 2}
         self._start("endpoint", sys.executable, "-m", "components", "serve", "--options", json.dumps(options))
-        wait_for("the endpoint", lambda: self._asked("endpoint", "/ready") == 200)
+        self._wait("endpoint", "/ready")
         until, number = time.monotonic() + seconds, 0
         while time.monotonic() < until or number < 40:
             number += 1
@@ -142,7 +143,7 @@ class Watched:
         )
         self._start("asked", sys.executable, "-c", code)
         assert self.daemons.pop().process.wait(120) == 0, (self.machine.home.parent / "asked.log").read_text()
-        wait_for("the ranking page", lambda: self._asked("FEEDBACK", "/health") == 200)
+        self._wait("FEEDBACK", "/health")
         for number, who in enumerate(("Ada", "Bo")):
             ask = _Browser(f"http://127.0.0.1:{self.ports['FEEDBACK']}").ask
             ask("/api/sign-in", {"name": who})
@@ -154,6 +155,15 @@ class Watched:
                 opinion = {"ranks": ranks if number == 0 or count % 2 else [4 - rank for rank in ranks]}
                 ask("/api/submit", {"submission": f"{who}-submission-{count}", "item": items[0]["id"], "opinion": opinion})
                 time.sleep(0.5)
+
+    def _wait(self, where: str, path: str) -> None:
+        """Until a server answers well; fails at once where one of ours has ended."""
+
+        def ready() -> bool:
+            assert all(daemon.running for daemon in self.daemons), "\n".join(daemon.log.read_text()[-2000:] for daemon in self.daemons if not daemon.running)
+            return self._asked(where, path) == 200
+
+        wait_for(f"{where}{path}", ready, patience_s=200)
 
     def _asked(self, where: str, path: str, body: Any = None) -> int:
         """The status of an answer that was read to its end; 0 where nobody answers."""

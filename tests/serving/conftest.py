@@ -24,7 +24,7 @@ from components.serving.server import Server, configured
 from tests.feedback.conftest import make_tokenizer
 
 SMALL = ModelConfig(hidden_size=16, layers=2, heads=2, intermediate_size=32, context_tokens=256)
-START_S = 60.0
+START_S = 20.0
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -124,7 +124,7 @@ def usual(two_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> I
     """One endpoint for all tests of a file that change nothing about it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODELYARD_HOME", str(tmp_path_factory.mktemp("home")))
-        with serving(ServeConfig(model=str(two_models[0]), port=0, name="small", body_kib=64, read_s=1.0)) as found:
+        with serving(ServeConfig(model=str(two_models[0]), port=0, name="small", body_kib=64, read_s=0.4)) as found:
             yield found
 
 

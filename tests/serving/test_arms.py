@@ -141,7 +141,7 @@ def test_a_shadow_that_is_behind_drops_and_counts_and_the_main_arm_goes_on(regis
 def test_only_known_keys_are_served_each_with_its_own_limits_and_none_is_logged(small, served, monkeypatch, caplog):
     monkeypatch.setenv("MODELYARD_SERVE_KEYS", "ann:ann-has-a-long-key,bob:bob-has-a-long-key")
     there = served(requests_per_minute=3)
-    for headers in (None, {"authorization": "Bearer wrong-wrong-wrong"}, {"authorization": "Basic ann-has-a-long-key"}, {"authorization": "Bearer"}, {"authorization": "Bearer \xff\xfe"}):
+    for headers in (None, {"authorization": "Bearer wrong-wrong-wrong"}, {"authorization": "Basic ann-has-a-long-key"}, {"authorization": "Bearer"}, {"authorization": b"Bearer \xff\xfe"}):
         reply = there.ask(headers=headers)
         assert reply.status_code == 401 and reply.json()["error"]["type"] == "authentication_error"
     assert there.http.get("/v1/models").status_code == 401 and there.http.get("/health").status_code == 200

@@ -70,12 +70,12 @@ def gold_accuracy(rankings: Iterable[Said]) -> dict[str, float]:
 
 
 def by_model(rankings: Iterable[Said]) -> list[dict[str, Any]]:
-    """By model: how often its answers are better than other models' to the same prompt, a tie counting half; the best first. For who asks, never for who ranks."""
+    """By model: how often its answers are better than other models' to the same prompt, a tie counting half; the best first. Answers that several models gave do not count. For who asks, never for who ranks."""
     won: dict[str, list[float]] = defaultdict(list)
     for one in rankings:
         for first, second in permutations(range(len(one.item.answers)), 2):
             model, other = one.item.answers[first]["model"], one.item.answers[second]["model"]
-            if one.item.gold is None and model != other:
+            if one.item.gold is None and model and other and model != other:
                 won[model].append((order(one, first, second) + 1) / 2)
     return sorted(({"model": model, "better": fmean(all), "pairs": len(all)} for model, all in won.items()), key=lambda row: -row["better"])
 

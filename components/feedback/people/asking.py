@@ -29,6 +29,7 @@ from components.schema.records import digest
 Chat = list[Message]
 Row = dict[str, Any]
 Write = Callable[[Sequence[Chat], int], Sequence[str | None]]  # an answer to each prompt, sampled by a seed; None where the model cannot read it
+SEVERAL = ""  # in place of a model, where several gave the same answer, or it is not known who did
 SPARE_ROUNDS = 2  # asked once more, as often as this, where a model repeats itself
 
 
@@ -89,8 +90,11 @@ def answered(asked: Sequence[Chat], writers: Mapping[str, Callable[[], Write]], 
         if any(None in texts for texts in mine):
             left_out["question_longer_than_a_model_can_read"] += 1
             continue
-        turns = ({"text": text, "model": model} for place in zip_longest(*mine) for model, text in zip(writers, place, strict=True) if text is not None)
-        different = list({one["text"]: one for one in reversed(list(turns))}.values())[::-1][:answers]
+        by_text: dict[str, list[str]] = {}
+        for place in zip_longest(*mine):
+            for model, text in zip(writers, place, strict=True):
+                by_text.setdefault(text, []).append(model) if text is not None else None
+        different = [{"text": text, "model": own[0] if len(own) == 1 else SEVERAL} for text, own in by_text.items()][:answers]
         if len(different) < 2:
             left_out["fewer_than_two_different_answers"] += 1
             continue
