@@ -36,8 +36,8 @@ from components.schema.jobs import Job
 from components.schema.people import AskConfig
 from components.schema.recipe import Recipe, Resources
 from components.schema.records import Record
-from flows import people
 from flows.planning import planned
+from flows.terminal import flows_watched
 
 ANSWERS, OVERLAP = 4, 2  # to a question; people for a question
 SPARE = 2.0  # prompts for one question: the models answer some of them always alike
@@ -79,10 +79,8 @@ def run(path: Path, recipe: Recipe, resources: Resources, asked: Asked, out: Pat
         unseen = ask(line, asked, config, store, console)
     with clock("ranked"):
         rank(asked, rule, store, config, out, console)
-    with clock("exported"):
-        folder, exported = people.export(config.name, store=store)
     with clock("trained"):
-        records = train(looped(recipe, folder), resources, out, console)
+        folder, exported, records = train(recipe, resources, store, config, out, console)
     with clock("measured"):
         measured = measure(rule, line, records, unseen, asked.seed)
     return {
@@ -214,16 +212,21 @@ def _open(store: Store, config: AskConfig) -> int:
 # ---------------------------------------------------------------- training
 
 
-def train(recipe: Recipe, resources: Resources, out: Path, console: Console) -> dict[str, Record]:
-    """The line up to the policy, by the flow of every other run; the records of its stages. OUT/recipe.yaml is the whole of it, evaluation and gate too."""
-    from flows.terminal import flows_watched
+def train(recipe: Recipe, resources: Resources, store: Store, config: AskConfig, out: Path, console: Console) -> tuple[Path, dict[str, Any], dict[str, Record]]:
+    """Export what people said, and run the line on it up to the policy; gives the export's folder and figures, and the stages' records.
 
-    (out / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    OUT/recipe.yaml is the whole of it, evaluation and gate too.
+    """
     with flows_watched(console) as (_, screen):
+        from flows import people  # Prefect learns of its server when it is imported
         from flows.pipeline import train_and_release
 
-        train_and_release(recipe.model_copy(update={"evals": None}), resources)
-    return {name: event["record"] for name, event in screen.results.items()}
+        folder, figures = people.export(config.name, store=store)
+        console.print(f"{figures['pairs']} pairs exported to {folder}, kept by DVC", highlight=False)
+        again = looped(recipe, folder)
+        (out / "recipe.yaml").write_text(yaml.safe_dump(again.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        train_and_release(again.model_copy(update={"evals": None}), resources)
+    return folder, figures, {name: event["record"] for name, event in screen.results.items()}
 
 
 # ---------------------------------------------------------------- measuring

@@ -21,14 +21,14 @@ MAY = {
     "components/feedback": {"components.schema", "components.models", "components.feedback", "torch", "pydantic"},
     "components/evaluation": {"components.schema", "components.models", "components.evaluation", "torch", "lm_eval", "transformers", "datasets"},
     "components/registry": {"components.schema", "components.registry", "mlflow"},
-    "components/serving": {"components.schema", "components.models", "components.registry", "components.serving", "components.data.versioning.stored", "torch", "transformers"},
+    "components/serving": {"components.schema", "components.models", "components.registry", "components.serving", "components.data.versioning.stored", "components.data.filtering.pii", "torch", "transformers", "pydantic"},
     "components/export": {"components.schema", "components.models", "components.registry", "components.export", "components.evaluation.comparison", "components.evaluation.footprint", "components.evaluation.statistics", "torch", "transformers", "pydantic"},
     "components/cost": {"components.schema", "components.cost", "pydantic"},
     "components/storage": {"components.schema", "components.storage", "pydantic"},
     "components/launch.py": {"components.schema", "components.slots", "components.cost", "components.storage"},
     "components/slots.py": {"components.schema"},
     "dashboards": {"components.schema", "components.evaluation.statistics", "dashboards"},
-    "flows": {"prefect", "components.schema", "components.launch", "components.slots", "components.cost", "components.storage", "components.registry", "components.feedback.people", "components.feedback.prompts", "components.evaluation.comparison", *(f"components.evaluation.{name}" for name in ("evidence", "gate", "power", "statistics")), "components.export.card", "components.export.story", "flows"},
+    "flows": {"prefect", "components.schema", "components.launch", "components.slots", "components.cost", "components.storage", "components.registry", "components.serving.keys", "components.feedback.people", "components.feedback.prompts", "components.evaluation.comparison", *(f"components.evaluation.{name}" for name in ("evidence", "gate", "power", "statistics")), "components.export.card", "components.export.story", "flows"},
 }
 
 

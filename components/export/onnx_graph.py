@@ -91,7 +91,11 @@ def _session(file: Path) -> Any:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def run(ids: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()})[0])
+        try:
+            return torch.from_numpy(session.run(None, {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()})[0])
+        except Exception as error:  # onnxruntime's own kinds, which share no name
+            line = " ".join(str(error).split())[:200]
+            raise BadInput(f"export: the graph that torch traced cannot read ids of shape {tuple(ids.shape)} ({line}), so it is of no use. Export it to safetensors, or to gguf where llama.cpp has it") from None
 
     return run
 

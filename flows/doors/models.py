@@ -11,13 +11,14 @@ from prefect import flow
 
 from components.schema.config import BadInput
 from components.schema.evaluation import EvalConfig
+from components.schema.export import ExportConfig
 from components.schema.feedback import FeedbackConfig
 from components.schema.gate import NoiseConfig
 from components.schema.jobs import Run
 from components.schema.rating import RatingConfig
 from components.schema.recipe import Recipe, Resources, evals_from
 from components.schema.records import Record, digest
-from flows import evaluate, feedback, noise, rate
+from flows import evaluate, export, feedback, noise, rate
 from flows.doors.asked import Loader, announce, flow_style, given, joined, like, say
 from flows.doors.line import TINY
 from flows.terminal import recipe_hash
@@ -60,6 +61,22 @@ def gather_feedback(feedback: FeedbackConfig, resources: Resources = Resources()
         resources: What the machine gives. It never changes what is asked for.
     """
     return _gathered(feedback, resources)
+
+
+@flow(name="export-model", flow_run_name="export {model} to {form.to}")
+def export_model(model: str, form: ExportConfig, licence: str | None = None, resources: Resources = Resources()) -> str:
+    """A model in a form that other programs read, checked against the model, with a card made of its records. Gives the folder, under .modelyard/exports.
+
+    Args:
+        model: models:/NAME@ALIAS, models:/NAME/VERSION, or a folder of a model.
+        form: Which form, and its own options.
+        licence: Licence that you give the model, for the card, such as apache-2.0; empty = none is stated.
+        resources: What the machine gives. It never changes what is asked for.
+    """
+    default = ExportConfig(to=form.to)
+    options = [word for name, value in form if value != getattr(default, name) for word in ((f"--{name.replace('_', '-')}",) if value is True else (f"--{name.replace('_', '-')}", str(value)))]
+    say(form, joined(["export", model, "--to", form.to, *options, *(("--licence", licence) if licence else ()), *given(resources)]), "export")
+    return str(export.export_model.fn(form, model, licence=licence, run=Run(recipe_name="export", resources=resources)).folder)
 
 
 @flow(name="measure-noise", flow_run_name="noise {recipe}")

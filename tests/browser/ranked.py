@@ -2,13 +2,13 @@
 
     with Ranked(folder) as ranked:                       # the server on a port of its own; ranked.store is its database
         somebody = ranked.person(browser, "Ada")         # signed in, a question on the screen
-        somebody.rank(["best", "=middle", "worst"])      # by the texts of the answers; = is as good as the one before
+        somebody.rank(["best", "middle", "worst"], tied={"middle"})      # by the texts of the answers; tied: as good as the one before
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -37,7 +37,10 @@ class Ranked:
 
     @property
     def said(self) -> list[Said]:
-        return self.store.read(lambda session: said(session, "people"))
+        return self.said_in("people")
+
+    def said_in(self, dataset: str) -> list[Said]:
+        return self.store.read(lambda session: said(session, dataset))
 
     def wait_for(self, rankings: int, within_s: float = 60.0) -> list[Said]:
         """What was said, once it is so much. Errors: AssertionError."""
@@ -47,10 +50,10 @@ class Ranked:
             time.sleep(0.1)
         return found
 
-    def person(self, browser: Any, name: str, **options: Any) -> Somebody:
-        """A person in a browser of their own, with a question before them."""
+    def person(self, browser: Any, name: str, dataset: str = "people", **options: Any) -> Somebody:
+        """A person in a browser of their own, with a question of a dataset before them."""
         context = browser.new_context(**{"viewport": {"width": 1400, "height": 900}, **options})
-        found = Somebody(context.new_page(), self.server.address)
+        found = Somebody(context.new_page(), f"{self.server.address}/?dataset={dataset}")
         found.come(name)
         return found
 
@@ -89,19 +92,24 @@ class Somebody:
         """Texts of the answers, the best first as the page has them now."""
         return self.page.locator("#list .answer").all_inner_texts()
 
+    @property
+    def texts(self) -> list[str]:
+        """The same, letter for letter: with the spaces that a screen does not show."""
+        return self.page.locator("#list .answer").all_text_contents()
+
     def go_to(self, text: str) -> None:
         """Walk to an answer with the arrow keys."""
         at = [card.get_attribute("class") for card in self.page.locator("#list li").all()]
-        step = self.answers.index(text) - next(i for i, names in enumerate(at) if "at" in (names or "").split())
+        step = self.texts.index(text) - next(i for i, names in enumerate(at) if "at" in (names or "").split())
         for _ in range(abs(step)):
             self.page.keyboard.press("ArrowDown" if step > 0 else "ArrowUp")
 
-    def order(self, wanted: Sequence[str]) -> None:
+    def order(self, wanted: Sequence[str], tied: Collection[str] = ()) -> None:
         """Put the answers into an order, with keys alone."""
         for place, text in enumerate(wanted, start=1):
-            self.go_to(text.removeprefix("="))
+            self.go_to(text)
             self.page.keyboard.press(str(place))
-            if text.startswith("="):
+            if text in tied:
                 self.page.keyboard.press("=")
 
     def next(self) -> None:
@@ -110,6 +118,6 @@ class Somebody:
         self.page.keyboard.press("Enter")
         self.page.wait_for_function("before => { const all = document.querySelectorAll('.question .text'); return !all.length || all[all.length - 1].innerText !== before; }", arg=before)
 
-    def rank(self, wanted: Sequence[str]) -> None:
-        self.order(wanted)
+    def rank(self, wanted: Sequence[str], tied: Collection[str] = ()) -> None:
+        self.order(wanted, tied)
         self.next()

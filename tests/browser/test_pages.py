@@ -59,7 +59,7 @@ def test_a_page_stands_within_the_screen_and_shows_no_error(page: Any, address: 
     stands(page, address, name)
     assert page.locator("[data-testid=stException]").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
-    assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= size["width"]
+    assert page.evaluate("document.querySelector('.stMainBlockContainer').getBoundingClientRect().right") <= size["width"]
 
 
 def test_the_champion_and_what_it_was_made_of_are_drawn(page: Any, address: str) -> None:
@@ -134,6 +134,18 @@ def test_what_an_endpoint_refuses_is_told_in_its_own_words(page: Any, address: s
     page.get_by_placeholder("Write to the model").press("Enter")
     page.get_by_text("tokens").and_(page.locator("[data-testid=stAlert] p")).first.wait_for(timeout=120_000)
     assert page.locator("[data-testid=stException]").count() == 0
+
+
+def test_whoever_is_not_signed_in_sees_no_page_by_its_address_either(page: Any, shown: Shown) -> None:
+    guarded = shown.dashboard(PREFECT_API_AUTH_STRING="ada:a long password")
+    for name in STANDS:
+        page.goto(f"{guarded}/{name}")
+        page.get_by_label("Password").wait_for()
+        assert page.locator("[data-testid=stMetric], [data-testid=stSelectbox], [data-testid=stAlert]").count() == 0
+    page.get_by_label("User").fill("ada")
+    page.get_by_label("Password").fill("a long password")
+    page.get_by_role("button", name="Sign in").click()
+    page.locator("[data-testid=stMetric]").first.wait_for()
 
 
 def test_no_request_left_the_machine(page: Any, address: str, asked: list[str]) -> None:

@@ -65,7 +65,7 @@ def told(home: Path, checkpoint: Path, tmp_path: Path) -> Story:  # noqa: F811
     return story("models:/tiny@champion")
 
 
-def text(told: Story | None, **options: Any) -> str:  # noqa: F811
+def text(told: Story | None, **options: Any) -> str:
     return card.text(told, "models:/tiny/1", ExportConfig(to=options.pop("to", "card")), None, None, "", options.pop("licence", None))
 
 

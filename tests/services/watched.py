@@ -119,9 +119,9 @@ class Watched:
         assert run["state_type"] == "COMPLETED", run["state"]
 
     def serve(self, seconds: float = 25.0) -> None:
-        """The champion in every arm, asked all the time: whole and streamed, rightly and wrongly."""
-        champion = f"models:/{MODEL}@champion"
-        options = {"model": champion, "canary": champion, "canary_share": 0.5, "shadow": champion, "port": self.ports["endpoint"], "running": 2}
+        """The champion with the chat model before it as canary and shadow, asked all the time: whole and streamed, rightly and wrongly."""
+        (chat,) = (str(path.parent) for path in (self.machine.home / "stages").glob("sft-*/record.json"))
+        options = {"model": f"models:/{MODEL}@champion", "canary": chat, "canary_share": 0.5, "shadow": chat, "port": self.ports["endpoint"], "running": 2}
         self._start("endpoint", sys.executable, "-m", "components", "serve", "--options", json.dumps(options))
         self._wait("endpoint", "/ready")
         until, number = time.monotonic() + seconds, 0

@@ -30,7 +30,7 @@ def written(network, messages, count):
 def test_a_chat_is_answered_as_the_model_would_and_counted(client, network):
     answer = client.chat.completions.create(model="small", messages=CHAT, max_tokens=12, temperature=0)
     ids, new, text = written(network, CHAT, 12)
-    assert answer.choices[0].message.content == text and answer.choices[0].message.role == "assistant"
+    assert len(text) > 4 and answer.choices[0].message.content == text and answer.choices[0].message.role == "assistant"
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(ids), len(new))
     assert answer.choices[0].finish_reason == ("stop" if new[-1] in (4, 0) else "length")
     assert answer.model == "small" and answer.system_fingerprint == "small-local" and answer.object == "chat.completion"

@@ -10,6 +10,9 @@ from components.serving import terminal
 from components.serving.terminal import chat
 
 
+QUESTIONS = "Hi\nWhat?\nTell me about soup\nWhy is that?\n"
+
+
 def said(monkeypatch, capsys, text, **options):
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     chat(ChatConfig(**options))
@@ -18,8 +21,8 @@ def said(monkeypatch, capsys, text, **options):
 
 def test_a_model_and_an_endpoint_with_it_say_the_same(usual, small, monkeypatch, capsys):
     asked = {"max_new_tokens": 12, "temperature": 1.0, "seed": 4, "system": "Be brief."}
-    here = said(monkeypatch, capsys, "Hi\nWhat?\n", model=str(small), **asked)
-    there = said(monkeypatch, capsys, "Hi\nWhat?\n", model=usual.url, **asked)
+    here = said(monkeypatch, capsys, QUESTIONS, model=str(small), **asked)
+    there = said(monkeypatch, capsys, QUESTIONS, model=usual.url, **asked)
     assert here.out == there.out and len(here.out.strip()) > 4
 
 

@@ -28,7 +28,7 @@ from components.feedback.people.store import Store
 from components.schema.config import BadInput, Unavailable
 
 PORT, LARGEST_BODY = 8700, 512 * 1024  # bytes
-FILES = {"": ("index.html", "text/html"), "page.css": ("page.css", "text/css"), **{f"{name}.js": (f"{name}.js", "text/javascript") for name in ("page", "cards", "ranking", "outbox", "views")}}
+FILES = {"": ("index.html", "text/html"), "page.css": ("page.css", "text/css"), **{f"{name}.js": (f"{name}.js", "text/javascript") for name in ("page", "cards", "drafts", "ranking", "outbox", "views")}}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",

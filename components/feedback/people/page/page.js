@@ -3,10 +3,12 @@
 import { Outbox, ask, newId, stored } from "./outbox.js";
 import { LETTERS, Order, place, slide } from "./ranking.js";
 import { card, drawn, ratingsOpen } from "./cards.js";
+import { blank, draftOf, opinionOf } from "./drafts.js";
 import { agreementView, finishedView, lastView, make, middle, signInView } from "./views.js";
 
 const AHEAD = 3, LOOK_AGAIN_MS = 15000, MOST_SECONDS = 3600;
 const $ = (id) => document.getElementById(id);
+const SIGNED_OUT = "You are signed out. What you did is kept, and is sent when you are back in.";
 const DATASET = "modelyard/dataset";
 const state = { who: "", start: null, dataset: "", view: "rank", queue: [], current: null, draft: null, at: 0, since: 0, answered: new Set(), history: [], progress: null, sure: false, trouble: "", timer: 0 };
 let outbox = null;
@@ -22,8 +24,8 @@ async function begin() {
     return void setTimeout(begin, 3000);
   }
   state.who = state.start.name;
-  document.querySelector("header").hidden = !state.who;
-  if (!state.who) return signIn();
+  if (!state.who) return signIn(outbox && !outbox.closed ? SIGNED_OUT : "");
+  document.querySelector("header").hidden = false;
   outbox?.close();
   outbox = new Outbox(state.who, told);
   $("leave").replaceChildren(make("span", { class: "who" }, state.who), " · Sign out");
@@ -47,7 +49,9 @@ function choose() {
 }
 
 function signIn(why = "") {
-  $("actions").hidden = true;
+  clearTimeout(state.timer);
+  outbox?.close(); // what waits in it is sent when its owner is back
+  document.querySelector("header").hidden = $("actions").hidden = true;
   show(signInView(state.start.codes, why, async (name, code) => {
     try {
       await ask("api/sign-in", { name, code });
@@ -104,7 +108,7 @@ async function go() {
     const busy = new Set([state.current?.id, ...state.queue.map((one) => one.id), ...state.answered, ...outbox.waiting.map((one) => one.sent.item)]);
     state.queue.push(...found.items.filter((one) => !busy.has(one.id)));
   } catch (error) {
-    if (error.status === 401) return signIn("You are signed out. What you did is kept, and is sent when you are back in.");
+    if (error.status === 401) return signIn(SIGNED_OUT);
     trouble = error.status ? error.message : "The server does not answer. What you did is kept in this browser, and is sent when it is back.";
   }
   showFar();
@@ -115,10 +119,6 @@ async function go() {
     $("actions").hidden = true;
     state.timer = setTimeout(go, trouble ? 3000 : LOOK_AGAIN_MS);
   }
-}
-
-function blank(item) {
-  return { ranks: null, moved: false, all_bad: false, flags: item.answers.map(() => []), ratings: item.answers.map(() => ({})), edit: "", from: null, note: "", seconds: 0 };
 }
 
 const draftKey = (item) => `modelyard/draft/${state.who}/${state.dataset}/${item.id}`;
@@ -288,23 +288,13 @@ function startEdit(answer) {
   $("edit").focus();
 }
 
-function opinion() {
-  const draft = state.draft, edited = draft.edit.trim() && draft.edit !== state.current.answers[draft.from];
-  return {
-    ranks: draft.all_bad ? null : state.order.ranks, all_bad: draft.all_bad, note: draft.note, seconds: seconds(),
-    flags: draft.flags.some((one) => one.length) ? draft.flags : [],
-    ratings: draft.ratings.some((one) => Object.keys(one).length) ? draft.ratings : [],
-    edit: edited ? { answer: draft.from, text: draft.edit } : null,
-  };
-}
-
 function next() {
   if (!state.current) return;
   if (!state.draft.moved && !state.draft.all_bad && !state.sure) {
     state.sure = true;
     return hint("Nothing was moved. Press Enter again if this order is right.");
   }
-  send("ranking", opinion());
+  send("ranking", opinionOf(state.draft, state.current, state.order.ranks, seconds()));
 }
 
 function send(kind, said) {
@@ -339,10 +329,7 @@ function takeBack(item, { opinion: said }) {
   state.queue = state.queue.filter((one) => one.id !== item.id);
   state.answered.delete(item.id);
   outbox.add(state.dataset, { submission: newId(), item: item.id, kind: "undo", opinion: null });
-  if (said) {
-    const flags = said.flags.length ? said.flags : blank(item).flags, ratings = said.ratings.length ? said.ratings : blank(item).ratings;
-    stored.set(draftKey(item), { ranks: said.ranks, moved: true, all_bad: said.all_bad, flags, ratings, edit: said.edit?.text ?? "", from: said.edit?.answer ?? null, note: said.note, seconds: said.seconds });
-  }
+  if (said) stored.set(draftKey(item), draftOf(item, said));
   if (state.progress) { state.progress.left += 1; state.progress[said ? "done" : "skipped"] -= 1; }
   seen("rank");
   begun({ id: item.id, prompt: item.prompt, answers: item.answers });
