@@ -1,6 +1,6 @@
 """The loop, closed: people rank on the page, a reward model learns from them, and a model is aligned with it.
 
-    python -m benchmarks.loop                       # about ten minutes on two cores; Debian's Chromium is needed
+    python -m benchmarks.loop                       # some ten minutes on two idle cores, of which making the tiny line is the half; Debian's Chromium is needed
     python -m benchmarks.loop --keep FOLDER         # where a home with the tiny line stands (MODELYARD_HOME), nothing of that is made again
 
 The people are simulated, and everything else is real: questions made by `modelyard feedback ask`, the page in headless Chromium, ranked with keys,

@@ -125,7 +125,7 @@ async def ready(server: subprocess.Popen[bytes], port: int) -> None:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            status, _, _ = await ask(port, "GET /ready HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+            status, _, _ = await ask(port, b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n")
             if status == "200":
                 return
         except OSError:
@@ -176,7 +176,7 @@ async def ask(port: int, request: bytes) -> tuple[str, bytes, float]:
             if not (part := await reader.read(65536)):
                 raise ConnectionResetError("the answer broke off")
             body += part
-            if not first and (length is not None or b'"content":' in part and b'"role"' not in part):
+            if not first and (length is not None or (b'"content":' in part and b'"role"' not in part)):
                 first = time.perf_counter()
         return status, body, first or time.perf_counter()
     except asyncio.IncompleteReadError as error:

@@ -25,11 +25,11 @@ from rich.console import Console
 from sqlalchemy import func, select
 
 from components.evaluation.statistics import paired_difference
-from components.feedback import prompts
 from components.feedback.people import agreement, asking, in_browser, server, simulated
 from components.feedback.people.opinions import said
 from components.feedback.people.selection import reward_models
-from components.feedback.people.store import Item, Store
+from components.feedback.people.store import DONE, Claim, Item, Store
+from components.feedback.prompts import read
 from components.launch import verdict
 from components.schema.config import BadInput
 from components.schema.jobs import Job
@@ -136,7 +136,7 @@ def looped(recipe: Recipe, folder: Path) -> Recipe:
 def ask(line: Line, asked: Asked, config: AskConfig, store: Store, console: Console) -> list[Chat]:
     """Make the questions, by the chat model and the policy; gives prompts that are in none of them."""
     data = Path(line.reward.inputs["preferences"].path)
-    known = [prompt for side in ("train", "heldout") for prompt in prompts.read(data / f"{side}.jsonl")]
+    known = [prompt for side in ("train", "heldout") for prompt in read(data / f"{side}.jsonl")]
     Random(asked.seed).shuffle(known)
     here, unseen = known[: int(SPARE * asked.questions)], known[-UNSEEN:]
     if len(here) + len(unseen) > len(known):
@@ -153,19 +153,26 @@ def rank(asked: Asked, rule: simulated.Rule, store: Store, config: AskConfig, ou
     with served(store) as address, in_browser.chromium() as browser:
         console.print(f"{asked.annotators} people in Chromium rank at {address}: {rule.says}; with chance {asked.noise:g} one takes an answer for another", highlight=False)
         there = {name: _come(browser, address, name) for name in names(asked.annotators)}
-        told = wanted = _open(store, config)
+        wanted, shown = _open(store, config), 0
         while working := {name: person for name, person in there.items() if person.has_question}:
             for name, person in working.items():
-                _rank_one(person, name, rule, asked)
-            if told - (left := _open(store, config)) >= wanted / 10:
-                console.print(f"  {wanted - left} of {wanted} rankings", highlight=False)
-                if told == wanted:
-                    working[next(iter(working))].page.screenshot(path=out / PICTURE)
-                told = left
+                _order(person, name, rule, asked)
+                if not shown:
+                    person.page.screenshot(path=out / PICTURE)
+                person.next()
+                shown = _say(wanted - _open(store, config), wanted, shown, console)
         for person in there.values():
             person.close()
     if left := _open(store, config):
-        raise BadInput(f"feedback: {left} of {wanted} rankings did not arrive, although no page has a question left. Run the same command again: it goes on")
+        raise BadInput(f"feedback: {left} rankings did not arrive, although no page has a question left. Run the same command again: it goes on")
+
+
+def _say(done: int, wanted: int, shown: int, console: Console) -> int:
+    """How far they are, once for each tenth; gives what was said last."""
+    if shown and done < min(wanted, shown + wanted / 10):
+        return shown
+    console.print(f"  {done} of {wanted} rankings", highlight=False)
+    return max(done, 1)
 
 
 def names(count: int) -> list[str]:
@@ -196,17 +203,18 @@ def _come(browser: Any, address: str, name: str) -> in_browser.Person:
     return person
 
 
-def _rank_one(person: in_browser.Person, name: str, rule: simulated.Rule, asked: Asked) -> None:
-    """What this person does with the question on the screen, the same whenever they get it."""
+def _order(person: in_browser.Person, name: str, rule: simulated.Rule, asked: Asked) -> None:
+    """The order in which this person puts the answers on the screen, the same whenever they get them."""
     answers = person.answers
     rng = Random(f"{asked.seed}/{name}/{person.question}")
-    person.rank(simulated.ranks(rule, answers, asked.noise, rng), dragging=rng.random() < DRAGGED)
+    person.order(simulated.ranks(rule, answers, asked.noise, rng), dragging=rng.random() < DRAGGED)
 
 
 def _open(store: Store, config: AskConfig) -> int:
     """Rankings that are still wanted."""
-    wanted = select(func.count() * config.overlap).where(Item.dataset == config.name)
-    return store.read(lambda session: session.scalars(wanted).one() - len(said(session, config.name)))
+    wanted = select(func.count() * config.overlap).select_from(Item).where(Item.dataset == config.name)
+    done = select(func.count()).select_from(Claim).join(Item).where(Item.dataset == config.name, Claim.state == DONE)
+    return store.read(lambda session: session.scalars(wanted).one() - session.scalars(done).one())
 
 
 # ---------------------------------------------------------------- training

@@ -229,9 +229,9 @@ def _citation(told: Story) -> str:
 def _export(config: ExportConfig, record: Record, comparison: Comparison | None, unmeasured: str) -> dict[str, Any]:
     figures, timed = record.figures, record.execution.get("ms_per_token")
     rows: list[tuple[str, Any]] = [("bytes", f"{figures['bytes']:,} ({figures['bytes_before']:,} before)")]
-    for key, shown in (("check", "largest difference of a logit"), ("check_int8", "the same, 8-bit graph"), ("check_llama_cpp", "the same, computed by llama.cpp")):
+    for key, by in (("check", ""), ("check_int8", ", graph of 8 bits"), ("check_llama_cpp", ", computed by llama.cpp")):
         if check := figures.get(key):
-            rows += [(shown, f"{check['logit_difference_max']:.3g} on {check['positions']:,} positions; mean KL {check['kl_mean']:.2g} nats; same likeliest token at {check['same_likeliest']:.1%}")]
+            rows += [(f"largest difference of a logit{by}", f"{check['logit_difference_max']:.3g} on {check['positions']:,} positions; mean KL {check['kl_mean']:.2g} nats; same likeliest token at {check['same_likeliest']:.1%}")]
     rows += [(shown, figures[key]) for key, shown in (("tokenizer", "tokenizer"), ("llama_cpp", "llama.cpp"), ("tensors", "tensors compared")) if key in figures]
     if timed:
         rows.append(("one answer alone, ms a token", f"{timed['exported']:.2f} ({timed['original']:.2f} before), on the machine that exported it"))

@@ -54,13 +54,13 @@ def write(config: ExportConfig, model: Path, out: Path, emit: Emit) -> tuple[dic
     _trace(network, out / GRAPH)
     copy_plain_files(model, out)
     emit({"event": "note", "text": "onnx: running it beside the model"})
-    found = side_by_side(network, tokenizer, _session(out / GRAPH))
+    found = side_by_side(network, tokenizer, _runner(out / GRAPH))
     if found.largest > CLOSE:
         raise BadInput(f"export: the graph differs from the model by {found.largest:.3g} in one logit, more than rounding explains ({CLOSE}), so it computes something else. Export it to gguf or safetensors instead")
     figures = {"check": found.figures()}
     if config.onnx_int8:
         _quantize(out)
-        figures["check_int8"] = side_by_side(network, tokenizer, _session(out / GRAPH_INT8)).figures()
+        figures["check_int8"] = side_by_side(network, tokenizer, _runner(out / GRAPH_INT8)).figures()
     return figures, {}
 
 
@@ -84,15 +84,15 @@ def _trace(network: Any, file: Path) -> None:
             raise BadInput(f"export: torch cannot trace {type(network).__name__} to ONNX ({line}), so there is no graph of it. Export it to safetensors, or to gguf where llama.cpp has it") from None
 
 
-def _session(file: Path) -> Any:
+def _runner(file: Path) -> Any:
     """(B, T) ids -> (B, T, V) logits, by onnxruntime on the processor."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    graph = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def run(ids: Tensor) -> Tensor:
         try:
-            return torch.from_numpy(session.run(None, {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()})[0])
+            return torch.from_numpy(graph.run(None, {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()})[0])
         except Exception as error:  # onnxruntime's own kinds, which share no name
             line = " ".join(str(error).split())[:200]
             raise BadInput(f"export: the graph that torch traced cannot read ids of shape {tuple(ids.shape)} ({line}), so it is of no use. Export it to safetensors, or to gguf where llama.cpp has it") from None

@@ -41,9 +41,9 @@ model.eval(tokenizer("...")["input_ids"])"""
 ONNX = """import numpy, onnxruntime
 from transformers import AutoTokenizer
 
-tokenizer, session = AutoTokenizer.from_pretrained(folder), onnxruntime.InferenceSession("model.onnx")
+tokenizer, graph = AutoTokenizer.from_pretrained(folder), onnxruntime.InferenceSession("model.onnx")
 inputs = tokenizer(["..."], return_tensors="np")
-(logits,) = session.run(None, {name: inputs[name].astype(numpy.int64) for name in ("input_ids", "attention_mask")})"""
+(logits,) = graph.run(None, {name: inputs[name].astype(numpy.int64) for name in ("input_ids", "attention_mask")})"""
 
 
 def text(config: ExportConfig, title: str, talks: bool) -> str:

@@ -49,8 +49,6 @@ class Profile(Config):
     """Ids of the tokens seen, the most frequent first."""
     counts: tuple[int, ...]
     """How often each was seen."""
-    lengths: dict[str, float]
-    """Quantiles of the prompts' lengths in tokens."""
     bands: dict[int, dict[str, tuple[float, float]]] = {}
     """By size of window and measure: between what 99 of 100 windows of training's own prompts lie."""
 
@@ -139,13 +137,7 @@ def profile_of_prompts(prompts: Sequence[Sequence[int]], seed: int = 0) -> Profi
 def _counted(prompts: list[np.ndarray]) -> Profile:
     ids, counts = np.unique(np.concatenate(prompts), return_counts=True)
     order = np.lexsort((ids, -counts))
-    lengths = np.quantile([len(prompt) for prompt in prompts], list(QUANTILES.values()))
-    return Profile(
-        prompts=len(prompts),
-        tokens=tuple(ids[order].tolist()),
-        counts=tuple(counts[order].tolist()),
-        lengths=dict(zip(QUANTILES, lengths.tolist(), strict=True)),
-    )
+    return Profile(prompts=len(prompts), tokens=tuple(ids[order].tolist()), counts=tuple(counts[order].tolist()))
 
 
 def _band(reference: _Reference, prompts: list[np.ndarray], size: int, generator: np.random.Generator) -> dict[str, tuple[float, float]]:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 from typing import Any
 
 from starlette.requests import Request
@@ -46,7 +45,7 @@ class Endpoint:
         self.limits = Limits(config.requests_per_minute, config.tokens_per_minute)
         self.collector = Collector(config.collect, config.collect_share) if config.collect else None
         self.arms: Arms
-        self.drift: dict[str, Drift] = {}
+        self.drift: Drift | None = None
         self.draining, self.under_way = False, 0
         self._shadows = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -90,13 +89,12 @@ class Endpoint:
         """What was served is compared with what this version was trained on, where that is known."""
         from components.serving.reference import profile_of
 
+        self.drift = None
+        self.metrics.drift.clear()
         try:
-            profile = await asyncio.to_thread(profile_of, arm.folder)
+            self.drift = Drift(await asyncio.to_thread(profile_of, arm.folder))
         except BadInput as error:
             log.info("%s", error)
-            self.drift.pop("main", None)
-        else:
-            self.drift["main"] = Drift(profile)
 
     def _is_busy(self) -> bool:
         """Whether an arm that people wait for has something to do."""
@@ -111,8 +109,8 @@ class Endpoint:
             waiting += len(engine.waiting) if engine and arm is not self.arms.shadow else 0
         self.metrics.waiting.set(waiting)
         self.metrics.drift.clear()  # a version without a profile must not go on with the numbers of the one before
-        for drift in self.drift.values():
-            for measure, value in drift.measures().items():
+        if self.drift:
+            for measure, value in self.drift.measures().items():
                 self.metrics.drift.labels(self.arms.main.version.name, measure).set(value)
         return self.metrics.text()
 
@@ -147,24 +145,25 @@ class Endpoint:
         """By the arm that it falls to; a version that is taken out of service meanwhile leaves it to the next. Raises Refusal."""
         may_keep = consents(asked, request.headers.get(HEADER))
         while True:
-            arm, version = self._chosen(asked, turn)
+            version = self._chosen(asked, turn)
             try:
-                return await version.answer(request, asked, turn, self.reserve, self.settle, lambda done: self._seen(done, arm, may_keep))
+                return await version.answer(request, asked, turn, self.reserve, self.settle, lambda done: self._seen(done, may_keep))
             except Closed:
                 await asyncio.sleep(0)
 
-    def _chosen(self, asked: Generation, turn: Turn) -> tuple[Arm, Version]:
+    def _chosen(self, asked: Generation, turn: Turn) -> Version:
         arm, version = self.arms.choose(asked.model, asked.user or (turn.client if turn.named else None))
         turn.answered_by(arm.name, version.name, version.version)
-        return arm, version
+        return version
 
-    def _seen(self, done: Done, arm: Arm, may_keep: bool) -> None:
+    def _seen(self, done: Done, may_keep: bool) -> None:
         """An answer is out: what becomes of it besides."""
-        if (drift := self.drift.get("main")) and arm is self.arms.main:
-            drift.add(done.answers[0].prompt)
+        of_main = done.turn.arm == self.arms.main.name
+        if of_main and self.drift:
+            self.drift.add(done.answers[0].prompt)
         if self.collector:
             self.collector.offer(done, may_keep)
-        if arm is self.arms.main and self.arms.shadow and isinstance(self.arms.shadow.version, Own):
+        if of_main and self.arms.shadow and isinstance(self.arms.shadow.version, Own):
             self._shadowed(done, self.arms.shadow.version)
 
     def _shadowed(self, done: Done, shadow: Own) -> None:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from starlette.responses import JSONResponse
 
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error", 405: "invalid_request_error", 408: "timeout_error", 413: "invalid_request_error", 429: "rate_limit_error", 502: "upstream_error", 503: "unavailable_error"}
@@ -196,4 +196,4 @@ def read(kind: type[R], body: Mapping[str, Any]) -> R:
 
 def _is_branch(part: object) -> bool:
     """Whether a part of a place is pydantic's name for one of several types, and not a field's."""
-    return isinstance(part, str) and part in ("str", "int", "float") or isinstance(part, str) and "[" in part
+    return (isinstance(part, str) and part in ("str", "int", "float")) or (isinstance(part, str) and "[" in part)

@@ -23,7 +23,7 @@ from components.serving.drift import Profile, profile_of_prompts
 
 READ = ("chats", "preferences")  # inputs of a stage that hold prompts
 MOST = 8000  # prompts that are counted, evenly over the files
-REVISION = 1  # of what a profile is; part of the cached file's name
+REVISION = 2  # of what a profile is; part of the cached file's name
 
 Message = dict[str, str]
 

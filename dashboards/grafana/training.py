@@ -40,7 +40,7 @@ BOARD = Board(
             Panel("Pairs ordered rightly", "Of reward models: share of pairs of the batch that are ordered as people ordered them.", of("modelyard_training_accuracy"), unit="percentunit"),
         )),
         Row("Speed", (
-            Panel("Tokens a second", "Of each stage; dashed in the legend is the median of its last two hours.",
+            Panel("Tokens a second", "Of each stage, beside the median of its last two hours.",
                   ((f"modelyard_training_tokens_per_second{CHOSEN}", NAMED), (f"modelyard:training_tokens_per_second:median2h{CHOSEN}", f"median of {NAMED}"))),
             Panel("Share of the devices' peak", "Arithmetic that the model needs, done a second, of what the devices could do at most (MFU).", of("modelyard_training_share_of_peak"), unit="percentunit"),
             Panel("Steps left out", "Steps that were skipped because of a spike of the loss or the gradient.", of("modelyard_training_steps_left_out")),

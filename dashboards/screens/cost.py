@@ -22,7 +22,7 @@ def main() -> None:
             last = st.segmented_control("Stages", AMOUNTS, default=AMOUNTS[0], format_func=lambda number: f"last {number:,}") or AMOUNTS[0]
         rows = spent(last)
         if not rows:
-            look.empty("No stage has finished with its cost yet.")
+            look.empty("Nothing was spent yet. `modelyard run recipes/tiny.yaml` starts a line; what its stages cost stands here as they end.")
             return
         facts(rows)
         key = MEASURES[measure]

@@ -41,11 +41,6 @@ def client() -> httpx.Client:
     return httpx.Client(timeout=TIMEOUT_S, trust_env=False, limits=httpx.Limits(max_connections=32, max_keepalive_connections=16))
 
 
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(AT_ONCE, thread_name_prefix="ask")
-
-
 def ask(name: str, method: str, url: str, account: str | None = None, **options: Any) -> httpx.Response:
     """One answer. `account`: user:password. Errors: Absent for 404, Refused for 401 and 403, else Away, in a sentence that names the server."""
     auth = httpx.BasicAuth(*account.split(":", 1)) if account else None
@@ -71,7 +66,7 @@ def answers(url: str, timeout_s: float = 2.0) -> bool:
 
 
 def at_once(*questions: Callable[[], Any]) -> list[Any]:
-    """Every answer, in order; the first error is raised. Not to be nested: who waits in here holds a thread."""
+    """Every answer, in order; the first error is raised. Threads are its own, so a question may ask several at once itself."""
     context = get_script_run_ctx(suppress_warning=True)
 
     def asked(question: Callable[[], Any]) -> Any:
@@ -79,8 +74,9 @@ def at_once(*questions: Callable[[], Any]) -> list[Any]:
             add_script_run_ctx(ctx=context)  # caches look at it
         return question()
 
-    waiting = [_threads().submit(contextvars.copy_context().run, asked, question) for question in questions]
-    return [one.result() for one in waiting]
+    with ThreadPoolExecutor(max(1, min(AT_ONCE, len(questions))), thread_name_prefix="ask") as threads:
+        waiting = [threads.submit(contextvars.copy_context().run, asked, question) for question in questions]
+        return [one.result() for one in waiting]
 
 
 def seen_from(address: str, host: str | None) -> str:

@@ -19,7 +19,7 @@ app = typer.Typer()
 
 NEXT = {
     "safetensors": "AutoModelForCausalLM.from_pretrained('{folder}'), or upload the folder to a hub as it is",
-    "gguf": "llama-cli -m {folder}/model.gguf, or llama_cpp.Llama('{folder}/model.gguf')",
+    "gguf": "llama_cpp.Llama('{folder}/model.gguf'); how to ask it stands in the card",
     "int8": "modelyard chat {folder}",
     "int4": "modelyard chat {folder}",
     "onnx": "onnxruntime.InferenceSession('{folder}/model.onnx')",
@@ -60,7 +60,8 @@ def _tell(found: Exported, config: ExportConfig) -> None:
     from components.evaluation.comparison import words
 
     if found.record:
-        figures, check = found.record.figures, found.record.figures.get("check", {})
+        figures = found.record.figures
+        check = figures.get("check") or figures.get("check_llama_cpp")
         print(f"{config.to}: {figures['bytes']:,} bytes; the weights were {figures['bytes_before']:,}")
         if check:
             print(f"Against the original on {check['positions']:,} positions: largest difference of a logit {check['logit_difference_max']:.3g}, same likeliest token at {check['same_likeliest']:.1%}")

@@ -76,7 +76,7 @@ def ask(
 
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine people need codes (modelyard feedback invite).")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(envvar="MODELYARD_HOST", help="Address to listen on; beyond this machine people need codes (modelyard feedback invite).")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8700,
 ) -> None:
     """Serve the page where people rank. `modelyard up` does so too."""

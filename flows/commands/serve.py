@@ -61,9 +61,10 @@ def add(
 ) -> None:
     """Make a key. It is told once; only its hash is kept."""
     with errors_told():
-        from components.serving import keys as kept
+        from components.serving.keys import add as make
+        from components.serving.keys import default_path
 
-        print(kept.add(file or kept.default_path(), name, requests_per_minute, tokens_per_minute))
+        print(make(file or default_path(), name, requests_per_minute, tokens_per_minute))
         print(f"This is the key of {name}; it cannot be told again. Endpoints that run with this file know it within a second; those that were started without keys need a restart", file=sys.stderr)
 
 
@@ -71,9 +72,10 @@ def add(
 def remove(name: Annotated[str, typer.Argument(help="Whose key.")], file: KeyFile = None) -> None:
     """Take a key away; endpoints refuse it within a second."""
     with errors_told():
-        from components.serving import keys as kept
+        from components.serving.keys import default_path
+        from components.serving.keys import remove as take_away
 
-        kept.remove(file or kept.default_path(), name)
+        take_away(file or default_path(), name)
         print(f"{name} is refused from now on")
 
 
@@ -81,8 +83,8 @@ def remove(name: Annotated[str, typer.Argument(help="Whose key.")], file: KeyFil
 def listed(file: KeyFile = None) -> None:
     """Who has a key, since when, with which limits of their own."""
     with errors_told():
-        from components.serving import keys as kept
+        from components.serving.keys import default_path, read
 
-        for name, key in kept.read(file or kept.default_path()).items():
+        for name, key in read(file or default_path()).items():
             limits = ", ".join(f"{count} {what} a minute" for what, count in (("requests", key.requests_per_minute), ("tokens", key.tokens_per_minute)) if count is not None)
             print(f"{name:<24} {key.made}  {limits or 'limits of the endpoint'}")

@@ -74,9 +74,11 @@ def export_model(model: str, form: ExportConfig, licence: str | None = None, res
         resources: What the machine gives. It never changes what is asked for.
     """
     default = ExportConfig(to=form.to)
-    options = [word for name, value in form if value != getattr(default, name) for word in ((f"--{name.replace('_', '-')}",) if value is True else (f"--{name.replace('_', '-')}", str(value)))]
+    own = {f"--{name.replace('_', '-')}": value for name, value in form if value != getattr(default, name)}
+    options = [word for name, value in own.items() for word in ((name,) if value is True else (name, str(value)))]
     say(form, joined(["export", model, "--to", form.to, *options, *(("--licence", licence) if licence else ()), *given(resources)]), "export")
-    return str(export.export_model.fn(form, model, licence=licence, run=Run(recipe_name="export", resources=resources)).folder)
+    found = export.export_model.fn(form, model, licence=licence, run=Run(recipe_name="export", resources=resources))
+    return str(found.folder) if isinstance(found, export.Exported) else found  # the state of a run that had to stop
 
 
 @flow(name="measure-noise", flow_run_name="noise {recipe}")

@@ -14,8 +14,11 @@ import pytest
 
 pytest.importorskip("streamlit", reason="streamlit is not installed: pip install -e '.[dashboard]'")
 
+from streamlit.testing.v1 import AppTest
+
 from components.schema.serving import ServeConfig
-from tests.browser.shown import RUNNING, STANDS, STEPS, Shown, stands
+from dashboards.app import PAGES
+from tests.browser.shown import ROOT, RUNNING, STANDS, STEPS, Shown, stands
 from tests.serving.conftest import Served, serving, two_models  # noqa: F401  a fixture
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
@@ -23,11 +26,17 @@ DESK, PHONE = {"width": 1400, "height": 900}, {"width": 400, "height": 800}
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
-    with Shown(tmp_path_factory.mktemp("shown")) as servers:
-        servers.fill(lines=3, models=2)
-        servers.prefect()
-        yield servers
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    """With nothing in them yet."""
+    with Shown(tmp_path_factory.mktemp("shown")) as found:
+        found.prefect()
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shown(servers: Shown) -> Shown:
+    servers.fill(lines=3, models=2)
+    return servers
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +59,17 @@ def asked(page: Any) -> list[str]:
     page.on("request", lambda request: found.append(request.url))
     page.on("websocket", lambda socket: found.append(socket.url))
     return found
+
+
+def test_on_a_new_platform_every_page_says_what_to_do_first(servers: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First in this file: nothing was filled in yet."""
+    for name, value in {**servers.environment, "MLFLOW_TRACKING_URI": servers.mlflow, "MODELYARD_SERVING_URL": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    for name, _, _ in PAGES:
+        page = AppTest.from_file(str(ROOT / f"dashboards/screens/{name}.py"), default_timeout=60).run()
+        assert not page.exception
+        assert any("modelyard" in told.value or "releas" in told.value for told in page.info), name
+        assert not page.error and (name == "chat" or not page.warning), name
 
 
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
@@ -140,10 +160,10 @@ def test_whoever_is_not_signed_in_sees_no_page_by_its_address_either(page: Any, 
     guarded = shown.dashboard(PREFECT_API_AUTH_STRING="ada:a long password")
     for name in STANDS:
         page.goto(f"{guarded}/{name}")
-        page.get_by_label("Password").wait_for()
+        page.get_by_role("textbox", name="Password").wait_for()
         assert page.locator("[data-testid=stMetric], [data-testid=stSelectbox], [data-testid=stAlert]").count() == 0
-    page.get_by_label("User").fill("ada")
-    page.get_by_label("Password").fill("a long password")
+    page.get_by_role("textbox", name="User").fill("ada")
+    page.get_by_role("textbox", name="Password").fill("a long password")
     page.get_by_role("button", name="Sign in").click()
     page.locator("[data-testid=stMetric]").first.wait_for()
 

@@ -100,6 +100,13 @@ def test_a_reader_from_elsewhere_is_sent_to_the_name_by_which_they_came() -> Non
     assert web.seen_from("http://mlflow.example.org:5000", "yard.example.org:8501") == "http://mlflow.example.org:5000"
 
 
+def test_questions_that_ask_several_at_once_themselves_do_not_wait_for_each_other() -> None:
+    def inner() -> int:
+        return sum(web.at_once(*[lambda: 1] * 4))
+
+    assert web.at_once(*[inner] * (3 * web.AT_ONCE)) == [4] * (3 * web.AT_ONCE)
+
+
 def test_answers_of_questions_asked_at_once_keep_their_order_and_the_first_error_is_raised() -> None:
     assert web.at_once(lambda: 1, lambda: 2, lambda: 3) == [1, 2, 3]
     with pytest.raises(web.Away, match="gone"):

@@ -29,12 +29,12 @@ def test_onnxruntime_gives_the_models_logits_for_any_batch_and_length(kind: str,
     model, out = models.model(tmp_path / "model", KINDS[kind]), tmp_path / "out"
     figures = export.run(ExportConfig(to="onnx", onnx_int8=True), model, out, lambda event: None).figures
     network = AutoModelForCausalLM.from_pretrained(model).eval()
-    session = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
+    graph = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
     for rows, length in ((1, 1), (1, 64), (5, 17)):
         ids = torch.randint(5, 300, (rows, length), generator=torch.Generator().manual_seed(length))
         mask = torch.ones_like(ids)
         mask[-1, length // 2 + 1 :] = 0  # padded on the right
-        (found,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        (found,) = graph.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
         with torch.no_grad():
             expected = network(input_ids=ids, attention_mask=mask).logits.numpy()
         assert np.abs(found - expected)[mask.bool().numpy()].max() < 1e-4

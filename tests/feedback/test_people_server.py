@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from components.feedback.people import routes, server, signing
 from components.feedback.people.store import Store
-from tests.feedback.people import MODELS, filled, said
+from tests.feedback.people import MODELS, filled, person, said
 
 
 @pytest.fixture
@@ -77,13 +77,16 @@ def test_a_name_is_enough_until_somebody_has_a_code(client: TestClient, store: S
     assert client.post("/api/sign-in", json={"name": "Ada", "code": again}).status_code == 200
 
 
-def test_a_cookie_that_we_did_not_sign_or_that_ran_out_is_nobody(client: TestClient) -> None:
-    key = client.app.state.key
+def test_a_cookie_that_we_did_not_sign_or_that_ran_out_is_nobody(client: TestClient, store: Store) -> None:
+    key, signer = client.app.state.key, lambda token: store.read(lambda session: signing.signer(session, client.app.state.key, token))
     client.post("/api/sign-in", json={"name": "Ada"})
-    mine = client.cookies[routes.COOKIE]
-    assert signing.signer(key, mine) == 1
-    for bad in ("", "1", "1.2", "..", "2" + mine[1:], mine[:-1] + ("0" if mine[-1] != "0" else "1"), signing.signed(key, 1, now=0.0), signing.signed(b"other", 1)):
-        assert signing.signer(key, bad) is None
+    mine, ada = client.cookies[routes.COOKIE], person(store, "Ada")
+    assert signer(mine).name == "Ada"
+    person(store, "Bo")
+    for bad in ("", "1", "1.2", "..", "2" + mine[1:], mine[:-1] + ("0" if mine[-1] != "0" else "1"), mine + "\n", signing.signed(key, ada, now=0.0), signing.signed(b"other", ada)):
+        assert signer(bad) is None, bad
+    store.write(lambda session: signing.invite(session, "Ada"))
+    assert signer(mine) is None, "who signed in before there was this code signs in again"
 
 
 @pytest.mark.parametrize("path", ["/api/next", "/api/submit", "/api/mine?dataset=people", "/api/agreement?dataset=people"])

@@ -12,12 +12,13 @@ from tests.flows.project import Project
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_release_is_exported_checked_measured_and_described(tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason="torchao is not installed: pip install 'modelyard[export]'")
     project = Project.copy_to(tmp_path / "project")
-    project.run("run", *project.recipe())
+    project.run("run", *project.recipe(), timeout_s=900)
     uri, out = "models:/modelyard-tiny@champion", tmp_path / "out"
-    said = project.run("export", uri, "--to", "int8", "--out", str(out / "int8")).stdout
+    said = project.run("export", uri, "--to", "int8", "--out", str(out / "int8"), timeout_s=600).stdout
     assert "mini_mmlu" in said and "export: run" in said and said.count("evaluate: run") == 2, "both models are measured"
     told = json.loads((out / "int8/export.json").read_text())
     assert told["model"] == "models:/modelyard-tiny/1" and told["files"].keys() == {path.name for path in (out / "int8").iterdir()} - {"export.json"}

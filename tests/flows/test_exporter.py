@@ -64,6 +64,7 @@ def test_an_ending_that_is_seen_twice_counts_once_and_a_second_ending_counts_aga
     assert runs.endings == {("retrain", "Crashed"): 1, ("retrain", "Completed"): 1}
     found = text(_Only(list(runs._so_far(["retrain", "canary"]))))
     assert found['modelyard_flow_runs_ended_total{deployment="canary",state="Failed"}'] == 0, "a first failure must be an increase"
+    assert found['modelyard_flow_run_seconds_count{deployment="canary"}'] == 0, "and so must a first duration"
     assert found['modelyard_flow_run_seconds_bucket{deployment="retrain",le="15.0"}'] == 1
     assert found['modelyard_flow_run_seconds_bucket{deployment="retrain",le="300.0"}'] == 2
     assert found['modelyard_flow_run_seconds_sum{deployment="retrain"}'] == 80

@@ -299,3 +299,11 @@ def _until(condition: object, within_s: float = 10.0) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_an_endpoint_is_started_where_a_model_is_named_and_only_there(tmp_path: Path) -> None:
+    asked = settings(tmp_path, MODELYARD_SERVE="models:/yard@champion", MODELYARD_SERVE_PORT="8123")
+    (child,) = (one for one in children(asked, {}) if one.name == "serving")
+    assert child.health == "http://127.0.0.1:8123/health" and '"wait":true' in child.command[-1] and '"model":"models:/yard@champion"' in child.command[-1]
+    assert environment(asked, {})["MODELYARD_SERVING_URL"] == "http://127.0.0.1:8123" and "serving" in asked.served
+    assert "serving" not in {one.name for one in children(settings(tmp_path), {})} and "serving" not in settings(tmp_path).served

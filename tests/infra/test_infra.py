@@ -213,6 +213,12 @@ def test_alerts_fire_when_they_should_and_not_otherwise(path: Path) -> None:
     said(program("promtool", "monitoring"), "test", "rules", str(path))
 
 
+def test_the_operator_of_kubernetes_gets_every_file_of_rules() -> None:
+    made = yaml.safe_load_all(said(program("kubectl"), "kustomize", "--load-restrictor", "LoadRestrictionsNone", str(INFRA / "kubernetes" / "monitoring")))
+    given = next(row["data"] for row in made if row["kind"] == "ConfigMap")
+    assert given == {path.name: path.read_text() for path in (INFRA / "prometheus" / "rules").glob("*.yaml")}
+
+
 def test_every_alert_has_a_case_and_says_what_to_do() -> None:
     tested = {case["alertname"] for path in (INFRA / "prometheus" / "tests").glob("*.yaml") for test in yaml.safe_load(path.read_text())["tests"] for case in test.get("alert_rule_test", ()) if case["exp_alerts"]}
     for rule in rules():

@@ -2,7 +2,7 @@
 
     with Watched.begun(folder) as yard:
         yard.run_a_line(); yard.serve(); yard.rank()
-        yard.prometheus                       # its port
+        yard.ports["prometheus"]
 
 GPUs are told by the exporter's own code over a stand-in driver, since few machines that run tests have one; the canary's history is a line as a canary writes it.
 """
@@ -29,8 +29,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from components.cost.energy import held_gpus
 from components.schema.recipe import Recipe
 from flows.exported.devices import GPU, Devices
-from flows.exporter import Exporter
 from tests.flows.project import MICRO, ROOT, Project
+from tests.flows.test_exporter import _Only
 from tests.monitoring.test_exported import Telling
 from tests.services.machines import Api, Machine, wait_for
 from tests.services.stack import Daemon, free_port
@@ -135,7 +135,7 @@ class Watched:
             time.sleep(0.1)
 
     def rank(self) -> None:
-        """Four questions and two known ones, ranked by two people: one as the first answer is longer, one half as well."""
+        """Five questions and two known ones, asked of two people: one likes long answers, the other does so half of the time. One question stays open."""
         code = (
             "from components.feedback.people import asking; from components.feedback.people.store import Store; from components.schema.people import AskConfig\n"
             "rows = [{'prompt': [{'role': 'user', 'content': f'Question {n}'}], 'answers': [{'text': 'b' * k, 'model': 'm'} for k in (1, 2, 3)], 'gold': [3, 2, 1] if n < 2 else None} for n in range(7)]\n"
@@ -147,7 +147,7 @@ class Watched:
         for number, who in enumerate(("Ada", "Bo")):
             ask = _Browser(f"http://127.0.0.1:{self.ports['FEEDBACK']}").ask
             ask("/api/sign-in", {"name": who})
-            for count in range(6):  # one question stays open
+            for count in range(6):
                 items = ask("/api/next", {"dataset": DATASET})["items"]
                 if not items:
                     break
@@ -191,13 +191,7 @@ class _Browser:
 
 def _gpus(port: int) -> Any:
     """An exporter's GPUs, as the stand-in driver tells of them, and nothing of its machine's own."""
-    exporter, devices = Exporter({}), Devices(held_gpus("auto", 2, {}, Telling()), ("0", "1"))
-    shown = {name for name, _ in GPU.values()}
-    exporter.sources["devices"] = lambda: [family for family in devices.collect() if family.name in shown]
-    exporter.look("devices")
+    devices, shown = Devices(held_gpus("auto", 2, {}, Telling()), ("0", "1")), {name for name, _ in GPU.values()}
     registry = CollectorRegistry(auto_describe=False)
-    exporter.collect = lambda: exporter.found["devices"]  # type: ignore[method-assign]
-    registry.register(exporter)
+    registry.register(_Only([family for family in devices.collect() if family.name in shown]))
     return start_http_server(port, addr="127.0.0.1", registry=registry)
-
-

@@ -60,7 +60,7 @@ def test_a_key_is_told_once_kept_as_a_hash_readable_by_its_owner_alone_and_revok
     keys.remove(path, "ann")
     there._looked = -10.0  # a second later
     assert there.known(text) is None and there.known(other)[0] == "bob"
-    with pytest.raises(BadInput, match="nobody is called 'carl'.*There is: bob"):
+    with pytest.raises(BadInput, match=r"nobody is called 'carl'.*There is: bob"):
         keys.remove(path, "carl")
 
 

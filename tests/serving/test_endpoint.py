@@ -1,5 +1,6 @@
 """The endpoint as the official client sees it: chat, completions, streams, log-probabilities, models, and what operators ask."""
 
+import json
 import threading
 import time
 
@@ -134,7 +135,7 @@ def test_a_client_that_goes_away_ends_its_answer(usual, stream):
     step = engine.live.step
     engine.live.step = lambda tokens: time.sleep(0.02) or step(tokens)
     try:
-        body = '{"messages":[{"role":"user","content":"Hi"}],"max_tokens":200,"ignore_eos":true,"stream":%s}' % str(stream).lower()
+        body = json.dumps({"messages": CHAT, "max_tokens": 200, "ignore_eos": True, "stream": stream})
         connection = usual.raw(f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
         answer = until(lambda: engine.rows)[0]
         connection.close()

@@ -17,8 +17,8 @@ import pytest
 
 from components.registry import models
 from components.registry.store import client, experiment_id
-from tests.serving.conftest import events, until
 from tests.services.stack import free_port
+from tests.serving.conftest import events, until
 
 pytestmark = pytest.mark.services
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,6 @@ from components.schema.serving import ChatConfig
 from components.serving import terminal
 from components.serving.terminal import chat
 
-
 QUESTIONS = "Hi\nWhat?\nTell me about soup\nWhy is that?\n"
 
 
@@ -20,7 +19,7 @@ def said(monkeypatch, capsys, text, **options):
 
 
 def test_a_model_and_an_endpoint_with_it_say_the_same(usual, small, monkeypatch, capsys):
-    asked = {"max_new_tokens": 12, "temperature": 1.0, "seed": 4, "system": "Be brief."}
+    asked = {"max_new_tokens": 12, "temperature": 1.0, "seed": 6, "system": "Be brief."}
     here = said(monkeypatch, capsys, QUESTIONS, model=str(small), **asked)
     there = said(monkeypatch, capsys, QUESTIONS, model=usual.url, **asked)
     assert here.out == there.out and len(here.out.strip()) > 4

@@ -7,7 +7,7 @@ import pytest
 from components.schema.config import BadInput, Unavailable
 from components.schema.serving import ServeConfig
 from components.serving.upstream import Upstream, Vllm
-from tests.serving.conftest import events, until
+from tests.serving.conftest import until
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_stream_that_breaks_off_is_told_within_the_stream(served, small, monke
 
 
 def test_what_is_no_server_is_told(usual):
-    with pytest.raises(Unavailable, match="127.0.0.1:9/v1 does not answer"):
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9/v1 does not answer"):
         Upstream("http://127.0.0.1:9", "x", 1).warm()
     with pytest.raises(BadInput, match="names no model"):
         Upstream(f"{usual.url}/nothing", "x", 1).warm()

@@ -3,7 +3,8 @@
     with chromium() as browser:
         ada = Person(browser.new_context().new_page(), "http://127.0.0.1:8700")
         ada.come("Ada")
-        ada.rank([2, 1, 1])          # by the answers as the page shows them: the second and third are the best, and equally good
+        ada.order([2, 1, 1])         # by the answers as the page shows them: the second and third are the best, and equally good
+        ada.next()
 
 Playwright drives Debian's Chromium; both come with the tools for development and are asked for only here.
 """
@@ -68,12 +69,11 @@ class Person:
         """Texts of the answers, the best first as the page has them now."""
         return self.page.locator("#list .answer").all_inner_texts()
 
-    def rank(self, ranks: Sequence[int], dragging: bool = False) -> None:
-        """Put the answers into an order, with keys alone or with the mouse; send it, and go on. `ranks` go by the answers as they stand now."""
+    def order(self, ranks: Sequence[int], dragging: bool = False) -> None:
+        """Put the answers into an order, with keys alone or with the mouse. `ranks` go by the answers as they stand now."""
         wanted = sorted(range(len(ranks)), key=lambda answer: ranks[answer])
         tied = [place for place in range(1, len(wanted)) if ranks[wanted[place]] == ranks[wanted[place - 1]]]
         (self._drag if dragging else self._press)(wanted, tied)
-        self.next()
 
     def next(self) -> None:
         """Keep it and go on; done when the question has changed, or none is left."""

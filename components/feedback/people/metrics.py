@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,15 +15,15 @@ from components.feedback.people.opinions import said
 from components.feedback.people.store import DONE, Claim, Item, Revision, Store
 
 EVERY_S = 15.0
-_told: dict[int, tuple[float, str]] = {}  # by store: agreement over many rankings takes a while, and who scrapes need not pay for it each time
+_told: WeakKeyDictionary[Store, tuple[float, str]] = WeakKeyDictionary()  # agreement over many rankings takes a while, and who scrapes need not pay for it each time
 
 
 def text(store: Store) -> str:
     """All figures in Prometheus' text format, at most EVERY_S old."""
-    at, told = _told.get(id(store), (0.0, ""))
+    at, told = _told.get(store, (0.0, ""))
     if not told or time.monotonic() - at > EVERY_S:
         told = store.read(_text)
-        _told[id(store)] = (time.monotonic(), told)
+        _told[store] = (time.monotonic(), told)
     return told
 
 

@@ -35,8 +35,8 @@ def codes_of(request: Request) -> bool:
 
 def person(request: Request) -> Annotator | None:
     """Who is signed in. A name that got in without a code is out as soon as codes are asked for."""
-    who = signing.signer(request.app.state.key, request.cookies.get(COOKIE, ""))
-    found = None if who is None else store_of(request).read(lambda session: session.get(Annotator, who))
+    key, cookie = request.app.state.key, request.cookies.get(COOKIE, "")
+    found = store_of(request).read(lambda session: signing.signer(session, key, cookie))
     return None if found is None or (found.code is None and codes_of(request)) else found
 
 
@@ -87,7 +87,7 @@ def sign_in(given: SignIn, request: Request, response: Response, store: Kept) ->
     if found is None:
         time.sleep(GUESSED_WRONG_S)  # guessing is slow
         raise HTTPException(401, "no such name and code")
-    response.set_cookie(COOKIE, signing.signed(request.app.state.key, found.id), max_age=signing.DAYS * 86_400, httponly=True, samesite="strict")
+    response.set_cookie(COOKIE, signing.signed(request.app.state.key, found), max_age=signing.DAYS * 86_400, httponly=True, samesite="strict")
     return {"name": found.name}
 
 

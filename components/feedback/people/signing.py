@@ -1,7 +1,7 @@
 """Who is ranking: names, codes where they are asked for, and the signed cookie that says it.
 
     code = invite(session, "Ada")                       # a new code, told once; its salted hash is kept
-    token = signed(key, sign_in(session, name, code, codes=True).id)
+    token = signed(key, sign_in(session, name, code, codes=True))
 
 Where nobody has a code and only this machine reaches the server, a name is enough. As soon as one person has a code, everybody needs one.
 """
@@ -65,19 +65,20 @@ def cookie_key(session: Session) -> bytes:
     return bytes.fromhex(found.value)
 
 
-def signed(key: bytes, annotator: int, now: float | None = None) -> str:
-    """A cookie's value that says who it is, for some weeks."""
-    text = f"{annotator}.{int((time.time() if now is None else now) + DAYS * 86_400)}"
-    return f"{text}.{_seal(key, text)}"
+def signed(key: bytes, who: Annotator, now: float | None = None) -> str:
+    """A cookie's value that says who it is, for some weeks, or until they get another code."""
+    text = f"{who.id}.{int((time.time() if now is None else now) + DAYS * 86_400)}"
+    return f"{text}.{_seal(key, text, who)}"
 
 
-def signer(key: bytes, token: str, now: float | None = None) -> int | None:
-    """Who a cookie says it is; None where it is not ours or has run out."""
-    text, _, seal = token.rpartition(".")
-    if not hmac.compare_digest(_seal(key, text).encode(), seal.encode()):
+def signer(session: Session, key: bytes, token: str, now: float | None = None) -> Annotator | None:
+    """Who a cookie says it is; None where it is not ours, has run out, or is from before their present code."""
+    if not (parts := re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,12})\.([0-9a-f]{64})", token)):
         return None
-    annotator, _, until = text.partition(".")
-    return int(annotator) if int(until) > (time.time() if now is None else now) else None
+    who = session.get(Annotator, int(parts[1]))
+    if who is None or not hmac.compare_digest(_seal(key, f"{parts[1]}.{parts[2]}", who), parts[3]):
+        return None
+    return who if int(parts[2]) > (time.time() if now is None else now) else None
 
 
 def _annotator(session: Session, name: str) -> Annotator:
@@ -94,5 +95,5 @@ def _hashed(code: str, salt: str) -> str:
     return hashlib.scrypt(code.strip().lower().encode("utf-8", "replace"), salt=salt.encode(), n=2**14, r=8, p=1).hex()
 
 
-def _seal(key: bytes, text: str) -> str:
-    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+def _seal(key: bytes, text: str, who: Annotator) -> str:
+    return hmac.new(key, f"{text}.{who.code or ''}".encode(), hashlib.sha256).hexdigest()
