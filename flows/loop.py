@@ -42,6 +42,7 @@ from flows.terminal import flows_watched
 ANSWERS, OVERLAP = 4, 2  # to a question; people for a question
 SPARE = 2.0  # prompts for one question: the models answer some of them always alike
 UNSEEN = 150  # prompts that nobody ranks, on which is measured
+ASIDE = 0.2  # share of questions from the held-out side of the data, which stays held out: the stages measure themselves on it
 DRAGGED = 0.2  # share of questions that are ranked with the mouse
 PICTURE = "page.png"  # the page as the first annotator had it amid the work
 
@@ -102,7 +103,7 @@ class Clock:
         began = time.monotonic()
         yield
         self.seconds[done] = round(time.monotonic() - began, 1)
-        self.console.print(f"{done} in {self.seconds[done]:.0f} s", style="dim", highlight=False)
+        self.console.print(f"{done} in {self.seconds[done]:.0f} s", style="dim", highlight=False, soft_wrap=True)
 
 
 # ---------------------------------------------------------------- what stands
@@ -135,28 +136,29 @@ def looped(recipe: Recipe, folder: Path) -> Recipe:
 
 def ask(line: Line, asked: Asked, config: AskConfig, store: Store, console: Console) -> list[Chat]:
     """Make the questions, by the chat model and the policy; gives prompts that are in none of them."""
-    data = Path(line.reward.inputs["preferences"].path)
-    known = [prompt for side in ("train", "heldout") for prompt in read(data / f"{side}.jsonl")]
-    Random(asked.seed).shuffle(known)
-    here, unseen = known[: int(SPARE * asked.questions)], known[-UNSEEN:]
-    if len(here) + len(unseen) > len(known):
-        raise BadInput(f"feedback: {data} has {len(known)} prompts, too few for {asked.questions} questions and {UNSEEN} to measure with. Ask fewer: --questions {max(1, int((len(known) - UNSEEN) / SPARE))}")
+    data, rng = Path(line.reward.inputs["preferences"].path), Random(asked.seed)
+    sides = [rng.sample(side, len(side)) for side in (read(data / "train.jsonl"), read(data / "heldout.jsonl"))]
+    cut = [int(SPARE * share * asked.questions) for share in (1 - ASIDE, ASIDE)]
+    here, rest = ([prompt for side, at in zip(sides, cut, strict=True) for prompt in (side[:at], side[at:])[which]] for which in (0, 1))
+    if len(rest) < UNSEEN or any(at > len(side) for side, at in zip(sides, cut, strict=True)):
+        raise BadInput(f"feedback: {data} has {len(sides[0])} prompts and {len(sides[1])} held out, too few for {asked.questions} questions and {UNSEEN} to measure with. Ask fewer: --questions")
+    here, unseen = rng.sample(here, len(here)), rng.sample(rest, UNSEEN)
     writers = asking.writers({job.folder.name: job.folder for job in (line.chat, line.policy)}, line.max_new_tokens, 1.0)
     rows = list(asking.answered(here, writers, ANSWERS, asked.seed, Counter()))[: asked.questions]
     asking.ask(store, config, rows)
-    console.print(f"{len(rows)} questions with up to {ANSWERS} answers of {' and '.join(writers)}, each for {config.overlap} people", highlight=False)
+    console.print(f"{len(rows)} questions with up to {ANSWERS} answers of {' and '.join(writers)}, each for {config.overlap} people", highlight=False, soft_wrap=True)
     return unseen
 
 
 def rank(asked: Asked, rule: simulated.Rule, store: Store, config: AskConfig, out: Path, console: Console) -> None:
     """Everybody at a page of their own, in turns, until no question is left for anybody."""
     with served(store) as address, in_browser.chromium() as browser:
-        console.print(f"{asked.annotators} people in Chromium rank at {address}: {rule.says}; with chance {asked.noise:g} one takes an answer for another", highlight=False)
+        console.print(f"{asked.annotators} people in Chromium rank at {address}: {rule.says}; with chance {asked.noise:g} one takes an answer for another", highlight=False, soft_wrap=True)
         there = {name: _come(browser, address, name) for name in names(asked.annotators)}
         wanted, shown = _open(store, config), 0
         while working := {name: person for name, person in there.items() if person.has_question}:
             for name, person in working.items():
-                _order(person, name, rule, asked)
+                _place(person, name, rule, asked)
                 if not shown:
                     person.page.screenshot(path=out / PICTURE)
                 person.next()
@@ -171,7 +173,7 @@ def _say(done: int, wanted: int, shown: int, console: Console) -> int:
     """How far they are, once for each tenth; gives what was said last."""
     if shown and done < min(wanted, shown + wanted / 10):
         return shown
-    console.print(f"  {done} of {wanted} rankings", highlight=False)
+    console.print(f"  {done} of {wanted} rankings", highlight=False, soft_wrap=True)
     return max(done, 1)
 
 
@@ -203,11 +205,11 @@ def _come(browser: Any, address: str, name: str) -> in_browser.Person:
     return person
 
 
-def _order(person: in_browser.Person, name: str, rule: simulated.Rule, asked: Asked) -> None:
+def _place(person: in_browser.Person, name: str, rule: simulated.Rule, asked: Asked) -> None:
     """The order in which this person puts the answers on the screen, the same whenever they get them."""
-    answers = person.answers
+    answers = person.texts
     rng = Random(f"{asked.seed}/{name}/{person.question}")
-    person.order(simulated.ranks(rule, answers, asked.noise, rng), dragging=rng.random() < DRAGGED)
+    person.place(simulated.ranks(rule, answers, asked.noise, rng), dragging=rng.random() < DRAGGED)
 
 
 def _open(store: Store, config: AskConfig) -> int:
@@ -230,7 +232,7 @@ def train(recipe: Recipe, resources: Resources, store: Store, config: AskConfig,
         from flows.pipeline import train_and_release
 
         folder, figures = people.export(config.name, store=store)
-        console.print(f"{figures['pairs']} pairs exported to {folder}, kept by DVC", highlight=False)
+        console.print(f"{figures['pairs']} pairs exported to {folder}, kept by DVC", highlight=False, soft_wrap=True)
         again = looped(recipe, folder)
         (out / "recipe.yaml").write_text(yaml.safe_dump(again.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
         train_and_release(again.model_copy(update={"evals": None}), resources)
@@ -253,6 +255,7 @@ def measure(rule: simulated.Rule, line: Line, records: dict[str, Record], unseen
             "prompts": len(before), "pairs": sum(_pairs(rule, texts) for _, texts in chats), "before": _interval(before), "after": _interval(after), "gain": _interval(after, before),
         },
         "answers": {"prompts": len(read), "answers_each": ANSWERS, **{name: _interval(values) for name, values in counts.items()}, "moved": _interval(counts["looped"], counts["chat"])},
+        "characters": {name: fmean(len(text) for i in read for text in texts[i]) for name, texts in answers.items()},
         "samples": [{"prompt": unseen[i][-1]["content"], **{name: texts[i][0] for name, texts in answers.items()}} for i in read[:12]],
     }  # fmt: skip
 

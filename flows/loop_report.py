@@ -24,7 +24,7 @@ def write(figures: dict[str, Any], out: Path) -> None:
 def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """What was measured, in words and numbers."""
     rankings, exported, scorer, answers, rule = (figures[name] for name in ("rankings", "export", "reward_model", "answers", "rule"))
-    made = f"{rankings['kept']} of {rankings['questions']} questions by {figures['annotators']} people, {rankings['overlap']} for each"
+    made = f"{rankings['kept']} ({rankings['questions']} questions, {rankings['overlap']} of {figures['annotators']} people for each)"
     found = [
         ("rankings that arrived", made),
         ("people agree with each other (Krippendorff's alpha)", _number(rankings["alpha"])),
@@ -36,7 +36,8 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         (f"{rule['unit']}: policy of the retrained one", _spread(answers["looped"])),
         ("moved from the chat model by", _spread(answers["moved"], sign="+")),
     ]
-    align = figures["align"]
+    align, long = figures["align"], figures["characters"]
+    found.append(("characters an answer: chat model, old policy, new policy", ", ".join(f"{long[name]:.0f}" for name in ("chat", "policy", "looped"))))
     return found + [("KL from the chat model, nats an answer", f"{align['kl']:.2f} ± {align['kl_stderr']:.2f}")] * ("kl_stderr" in align)
 
 

@@ -172,7 +172,7 @@ def loop(
         figures = run(recipe, resolved, Resources.parse(threads, on), Asked(rule, annotators, questions, noise, seed), place, make_console())
         write(figures, place)
         for name, value in rows(figures):
-            print(f"{name:55} {value}")
+            print(f"{name:59} {value}")
         print(f"Report, answers before and after, picture: {place}/report.md\nNext: modelyard run {place}/recipe.yaml (evaluation and the gate); or ask people: modelyard feedback ask")
 
 

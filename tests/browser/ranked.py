@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.ranking import Server
+from components.feedback.people.in_browser import Person
 from components.feedback.people.opinions import Said, said
 from components.feedback.people.store import Store
-
-PATIENCE_MS = 60_000
 
 
 class Ranked:
@@ -58,65 +57,27 @@ class Ranked:
         return found
 
 
-@dataclass
-class Somebody:
+class Somebody(Person):
     """One person and what their browser said."""
 
-    page: Any
-    address: str
-    asked: list[str] = field(default_factory=list)
-    """Addresses that the browser asked."""
-    complaints: list[str] = field(default_factory=list)
-    """Errors of scripts, and what the page's policy forbade."""
-
-    def __post_init__(self) -> None:
-        self.page.set_default_timeout(PATIENCE_MS)
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" and "Failed to load resource" not in message.text and "ERR_CONNECTION" not in message.text else None)
-
-    def come(self, name: str) -> None:
-        """Open the page and sign in."""
-        self.page.goto(self.address)
-        self.page.get_by_label("Name").fill(name)
-        self.page.keyboard.press("Enter")
-        self.page.locator("#list li").first.wait_for()
-
-    @property
-    def question(self) -> str:
-        """The last turn of what is asked."""
-        return self.page.locator(".question .text").last.inner_text()
-
-    @property
-    def answers(self) -> list[str]:
-        """Texts of the answers, the best first as the page has them now."""
-        return self.page.locator("#list .answer").all_inner_texts()
-
-    @property
-    def texts(self) -> list[str]:
-        """The same, letter for letter: with the spaces that a screen does not show."""
-        return self.page.locator("#list .answer").all_text_contents()
+    def __init__(self, page: Any, address: str) -> None:
+        super().__init__(page, address)
+        self.asked: list[str] = []
+        """Addresses that the browser asked."""
+        self.complaints: list[str] = []
+        """Errors of scripts, and what the page's policy forbade."""
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" and "Failed to load resource" not in message.text and "ERR_CONNECTION" not in message.text else None)
 
     def go_to(self, text: str) -> None:
         """Walk to an answer with the arrow keys."""
-        at = [card.get_attribute("class") for card in self.page.locator("#list li").all()]
-        step = self.texts.index(text) - next(i for i, names in enumerate(at) if "at" in (names or "").split())
-        for _ in range(abs(step)):
-            self.page.keyboard.press("ArrowDown" if step > 0 else "ArrowUp")
+        self.walk(self.texts.index(text) - self.at)
 
     def order(self, wanted: Sequence[str], tied: Collection[str] = ()) -> None:
         """Put the answers into an order, with keys alone."""
-        for place, text in enumerate(wanted, start=1):
-            self.go_to(text)
-            self.page.keyboard.press(str(place))
-            if text in tied:
-                self.page.keyboard.press("=")
-
-    def next(self) -> None:
-        """Keep it and go on; done when the question has changed, or none is left."""
-        before = self.question
-        self.page.keyboard.press("Enter")
-        self.page.wait_for_function("before => { const all = document.querySelectorAll('.question .text'); return !all.length || all[all.length - 1].innerText !== before; }", arg=before)
+        ranks = dict(zip(wanted, accumulate(text not in tied for text in wanted), strict=True))
+        self.place([ranks[text] for text in self.texts])
 
     def rank(self, wanted: Sequence[str], tied: Collection[str] = ()) -> None:
         self.order(wanted, tied)

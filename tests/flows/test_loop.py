@@ -46,7 +46,7 @@ FIGURES: dict[str, Any] = {
     "export": {"folder": "data/feedback/x", "pairs": 43, "right": 0.953}, "trained": {"reward": "reward-2", "ppo": "ppo-2"}, "align": {"kl": 0.31, "kl_stderr": 0.05, "reward_before": 1},
     "reward_model": {"prompts": 60, "pairs": 150, "before": between(0.08, 0.03), "after": between(0.97, 0.02), "gain": between(0.89, 0.04)},
     "answers": {"prompts": 100, "answers_each": 4, "chat": between(0.8, 0.1), "policy": between(1.2, 0.1), "looped": between(0.2, 0.05), "moved": between(-0.6, 0.1)},
-    "samples": [{"prompt": "A | B\nC?", "chat": "Yes! " * 60, "policy": "Yes!", "looped": "Yes."}], "seconds": {"asked": 4.2},
+    "characters": {"chat": 40.2, "policy": 51.0, "looped": 33.7}, "samples": [{"prompt": "A | B\nC?", "chat": "Yes! " * 60, "policy": "Yes!", "looped": "Yes."}], "seconds": {"asked": 4.2},
 }  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_everybody_has_a_name_of_their_own() -> None:
 def test_the_report_says_each_figure_with_its_interval_and_draws_it(tmp_path: Path) -> None:
     found = dict(rows(FIGURES))
     assert found["reward model agrees with the rule, before"] == "8.0% (5.0% to 11.0%)" and found["moved from the chat model by"] == "-0.60 (-0.70 to -0.50)"
-    assert found["pairs exported; in the rule's order"] == "43; 95.3%" and found["KL from the chat model, nats an answer"] == "0.31 ± 0.05"
+    assert found["pairs exported; in the rule's order"] == "43; 95.3%" and found["KL from the chat model, nats an answer"] == "0.31 ± 0.05" and "40, 51, 34" in found.values()
     text = markdown(FIGURES)
     table = next(one for one in text.splitlines() if one.startswith("| A \\| B / C?"))
     assert table.count(" | ") == 3 and len(table) < 300 and all(value in text for value in found.values())

@@ -3,7 +3,7 @@
     with chromium() as browser:
         ada = Person(browser.new_context().new_page(), "http://127.0.0.1:8700")
         ada.come("Ada")
-        ada.order([2, 1, 1])         # by the answers as the page shows them: the second and third are the best, and equally good
+        ada.place([2, 1, 1])         # by the answers as the page shows them: the second and third are the best, and equally good
         ada.next()
 
 Playwright drives Debian's Chromium; both come with the tools for development and are asked for only here.
@@ -69,8 +69,23 @@ class Person:
         """Texts of the answers, the best first as the page has them now."""
         return self.page.locator("#list .answer").all_inner_texts()
 
-    def order(self, ranks: Sequence[int], dragging: bool = False) -> None:
-        """Put the answers into an order, with keys alone or with the mouse. `ranks` go by the answers as they stand now."""
+    @property
+    def texts(self) -> list[str]:
+        """The same, letter for letter: with the spaces that a screen does not show."""
+        return self.page.locator("#list .answer").all_text_contents()
+
+    @property
+    def at(self) -> int:
+        """The place of the answer that keys are about."""
+        return self.page.evaluate("[...document.querySelectorAll('#list li')].findIndex(one => one.classList.contains('at'))")
+
+    def walk(self, steps: int) -> None:
+        """With the arrow keys, down the list or up."""
+        for _ in range(abs(steps)):
+            self.page.keyboard.press("ArrowDown" if steps > 0 else "ArrowUp")
+
+    def place(self, ranks: Sequence[int], dragging: bool = False) -> None:
+        """Put the answers into an order, with keys alone or with the mouse. `ranks` go by the answers as they stand now, none of them tied yet."""
         wanted = sorted(range(len(ranks)), key=lambda answer: ranks[answer])
         tied = [place for place in range(1, len(wanted)) if ranks[wanted[place]] == ranks[wanted[place - 1]]]
         (self._drag if dragging else self._press)(wanted, tied)
@@ -88,20 +103,16 @@ class Person:
 
     def _press(self, wanted: Sequence[int], tied: Sequence[int]) -> None:
         """Arrow keys walk to an answer, a digit puts it in its place, = ties it with the one above."""
-        order, at = list(range(len(wanted))), 0
+        order, at = list(range(len(wanted))), self.at
         for place, answer in enumerate(wanted):
-            self._walk(order.index(answer) - at)
+            self.walk(order.index(answer) - at)
             self.page.keyboard.press(str(place + 1))
             order.insert(place, order.pop(order.index(answer)))
             at = place
         for place in tied:
-            self._walk(place - at)
+            self.walk(place - at)
             self.page.keyboard.press("=")
             at = place
-
-    def _walk(self, steps: int) -> None:
-        for _ in range(abs(steps)):
-            self.page.keyboard.press("ArrowDown" if steps > 0 else "ArrowUp")
 
     def _drag(self, wanted: Sequence[int], tied: Sequence[int]) -> None:
         """Each answer is dragged up to its place by its handle; then the chip between two that are as good is clicked."""
