@@ -25,7 +25,7 @@ from pathlib import Path
 import yaml
 
 DATA_STEPS = ("benchmarks", "collect", "clean", "filter", "dedup", "decontaminate", "documents", "chats", "preferences", "overlap", "tokenizer", "tokens", "mix", "card")
-STAGES = ("data", "plan-data", "fetch-data", "pin-data", "look-at-data", "pretrain", "sft", "reward", "cost", "judge", "ppo", "grpo", "dpo", "best_of_n", "feedback", "rate", "evaluate", "noise", "export", "release")
+STAGES = ("data", "current-data", "plan-data", "fetch-data", "pin-data", "look-at-data", "pretrain", "sft", "reward", "cost", "judge", "ppo", "grpo", "dpo", "best_of_n", "feedback", "rate", "evaluate", "noise", "export", "release")
 
 LAST_WORDS_S = 60.0  # what a stage whose launcher died has for its checkpoint
 

@@ -104,13 +104,14 @@ def launch(job: Job, listen: Listener = lambda event: None, queue: Callable[[], 
     found = verdict(job)
     if found.action == "fetched" and _fetched(job, listen):
         return Record.read(job.folder), found
-    if found.action != "reuse" or job.stage == "data":  # only DVC can say whether data is current
-        budget.refuse(job, job.run.spent)
+    if found.action == "reuse" and job.stage != "data":  # only DVC can say whether data is current
+        return Record.read(job.folder), found
+    budget.refuse(job, job.run.spent)
+    asked = job.model_dump(mode="json")
+    if job.stage != "data" or not (answer := call("current-data", asked, lambda event: listen({**event, "stage": "data"})))["folder"]:
         with queue():
-            answer = call(job.stage, job.model_dump(mode="json"), listen)
-        found = Verdict(answer.get("action", found.action), answer.get("reason", found.reason))
-        return Record.read(Path(answer["folder"])), found
-    return Record.read(job.folder), found
+            answer = call(job.stage, asked, listen)
+    return Record.read(Path(answer["folder"])), Verdict(answer.get("action", found.action), answer.get("reason", found.reason))
 
 
 class Elsewhere(NamedTuple):

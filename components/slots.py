@@ -28,7 +28,7 @@ from components.schema.config import BadInput
 from components.schema.jobs import TRAINING
 from components.schema.recipe import Resources
 
-WITHOUT = ("plan-data", "fetch-data", "pin-data", "look-at-data", "release")  # seconds of work; a release must not queue behind somebody's training
+WITHOUT = ("current-data", "plan-data", "fetch-data", "pin-data", "look-at-data", "release")  # seconds of work; a release must not queue behind somebody's training
 POLL_S = 0.5
 
 asked_at: float | None = None

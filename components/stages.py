@@ -7,22 +7,19 @@ folder is renamed into place whole.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from components import processes
+from components import data_stages, processes
 from components.cost import budget
 from components.launch import verdict
-from components.schema.config import BadInput, Unavailable
-from components.schema.data import DataConfig
+from components.schema.config import BadInput
 from components.schema.evaluation import EvalConfig
 from components.schema.events import say
 from components.schema.export import ExportConfig
@@ -33,27 +30,16 @@ from components.schema.records import REVISIONS, File, Outcome, Record, file_md5
 from components.schema.training import ModelConfig, PretrainConfig
 from components.storage import results, unfinished
 from components.storage.mirror import mirrored
-
-Say = Callable[[dict[str, Any]], None]
-UNSENT = "unsent.jsonl"  # in a stage's work folder: metrics that MLflow has not taken yet
-SPARE_BYTES = 300 * 2**20  # what a stage may leave besides weights: databases, logs, items
+from components.surroundings import UNSENT, alone, check_disk, check_inputs, launched, mlflow_run
 
 
 def run(stage: str, job: Job) -> None:
     """Run one stage to its record and say where that stands. Errors: BadInput before compute is spent."""
-    if stage == "plan-data":
-        return _plan_data(job)
-    if stage == "pin-data":
-        return _pin_data(job)
-    if stage == "fetch-data":
-        return _fetch_data(job)
-    if stage == "look-at-data":
-        return _look_at_data(job)
-    if stage == "data":
-        return _data(job)
+    if stage in data_stages.RUN:
+        return data_stages.RUN[stage](job)
     folder = job.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with alone(folder):
         found = verdict(job)
         if found.action == "fetched" and not results.fetch(folder, job.identity, say):
             found = verdict(job)  # it was taken away meanwhile
@@ -65,12 +51,12 @@ def run(stage: str, job: Job) -> None:
 def _produce(job: Job, folder: Path) -> None:
     """Inputs checked, work done in the `.partial` folder, record written, folder moved into place."""
     results.fetch_inputs(job.inputs.values(), say)
-    _check_inputs(job)
-    _check_disk(job)
+    check_inputs(job)
+    check_disk(job)
     partial = folder.with_name(folder.name + ".partial")
     unfinished.bring(partial, job.identity, say)
     partial.mkdir(exist_ok=True)
-    with budget.Bill(job, partial) as bill, _tracked(job) as tracked, mirrored(partial, job.identity, say):
+    with budget.Bill(job, partial) as bill, mlflow_run(job) as tracked, mirrored(partial, job.identity, say):
         import_module(WORKS_WITH[job.stage])
         began = time.time()
         outcome = _done(job, partial, tracked.run_id)
@@ -86,7 +72,7 @@ def _produce(job: Job, folder: Path) -> None:
             execution={
                 **outcome.execution,
                 "work_seconds": round(time.time() - began, 2),
-                "start_seconds": round(began - _launched(), 2),
+                "start_seconds": round(began - launched(), 2),
                 "mlflow_run_id": tracked.run_id,
                 "cost": bill.closed(),
             },
@@ -121,89 +107,6 @@ def _files(folder: Path) -> list[Path]:
 
 
 # ---------------------------------------------------------------- one function per stage
-
-
-def _data(job: Job) -> None:
-    """DVC makes what is not current; the record names every part with DVC's md5."""
-    from components.data.versioning import versions
-
-    config = DataConfig.model_validate(job.config["data"])
-    _check_disk(job)
-    account = home() / "cost" / f"data-{job.identity[:16]}"  # where the data will stand is not known yet
-    with _data_alone(), budget.Bill(job, account) as bill, _tracked(job) as tracked:
-        began = time.time()
-        dataset, ran = versions.reproduce(config, budget.ending(account, say))
-        job = job.model_copy(update={"config": {"parts": {name: getattr(dataset, name).identity for name in versions.PARTS}}})
-        folder = job.folder
-        record = Record(
-            stage="data",
-            identity=job.identity,
-            revision=REVISIONS["data"],
-            config=dataset.model_dump(mode="json", exclude={part: {"counts"} for part in versions.PARTS}),
-            inputs={},
-            files={},
-            figures={name: getattr(dataset, name).counts for name in versions.PARTS},
-            execution={
-                "work_seconds": round(time.time() - began, 2),
-                "start_seconds": round(began - _launched(), 2),
-                "mlflow_run_id": tracked.run_id,
-                "cost": bill.closed(),
-            },
-        )
-        if not (folder / "record.json").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            record.write(folder)
-        shutil.rmtree(account, ignore_errors=True)
-        tracked.finish(record, folder, dataset)
-    reason = f"DVC ran {', '.join(ran)}" if ran else "DVC: every data stage is current"
-    say({"event": "result", "folder": str(folder), "action": "run" if ran else "reuse", "reason": reason})
-
-
-def _plan_data(job: Job) -> None:
-    """Which data stages DVC would run, without running them; and the dataset as it stands, where it does."""
-    from components.data.versioning import versions
-
-    config = DataConfig.model_validate(job.config["data"])
-    stale = versions.status(config)
-    dataset = None if stale else versions.current(config)
-    say({"event": "result", "stale": stale, "dataset": dataset and dataset.model_dump(mode="json")})
-
-
-def _fetch_data(job: Job) -> None:
-    """The dataset brought here from the store that machines share, as far as it stands there; nothing is made."""
-    from components.data.versioning import versions
-
-    with _data_alone():
-        dataset = versions.fetch(DataConfig.model_validate(job.config["data"]), say)
-    say({"event": "result", "dataset": dataset and dataset.model_dump(mode="json")})
-
-
-def _pin_data(job: Job) -> None:
-    """params.yaml written anew, with what is on the hub and installed as it is now."""
-    from components.data.versioning import versions
-
-    versions.write_params(DataConfig.model_validate(job.config["data"]), update=True)
-    say({"event": "result"})
-
-
-def _look_at_data(job: Job) -> None:
-    """What every source is at this moment, those on the hub and installed ones too. Nothing is written."""
-    from components.data.versioning import pins
-
-    say({"event": "result", "pins": pins.entry(DataConfig.model_validate(job.config["data"]), update=True)["pins"]})
-
-
-def print_batch(job: Job, step: int) -> None:
-    """The batch that a pretraining job reads at a step, with the documents it comes from. Errors: BadInput."""
-    from components.data.tokenizing import trace
-    from components.training import tokens
-    from components.training.schedules import batch_sizes
-
-    config, model = PretrainConfig.model_validate(job.config["pretrain"]), ModelConfig.model_validate(job.config["model"])
-    places = tokens.places(
-        _path(job, "tokens"), _path(job, "mix"), length=model.context_tokens, steps=config.steps, batch_size=batch_sizes(config), seed=job.config["seed"], step=step
-    )
-    print("\n".join(trace.lines(trace.trace(_path(job, "tokens").parent, places))))
 
 
 def _pretrain(job: Job, out: Path, run_id: str) -> Outcome:
@@ -412,120 +315,24 @@ WORKS_WITH = {
 }
 
 
-# ---------------------------------------------------------------- what surrounds a stage
+def print_batch(job: Job, step: int) -> None:
+    """The batch that a pretraining job reads at a step, with the documents it comes from. Errors: BadInput."""
+    from components.data.tokenizing import trace
+    from components.training import tokens
+    from components.training.schedules import batch_sizes
+
+    config, model = PretrainConfig.model_validate(job.config["pretrain"]), ModelConfig.model_validate(job.config["model"])
+    places = tokens.places(
+        _path(job, "tokens"), _path(job, "mix"), length=model.context_tokens, steps=config.steps, batch_size=batch_sizes(config), seed=job.config["seed"], step=step
+    )
+    print("\n".join(trace.lines(trace.trace(_path(job, "tokens").parent, places))))
 
 
-def _launched() -> float:
-    """When the launcher started this process (seconds since the epoch); now, where a person did."""
-    return float(os.environ.get("MODELYARD_LAUNCHED", time.time()))
+# ---------------------------------------------------------------- what a stage is handed
 
 
 def _path(job: Job, name: str) -> Path:
     return Path(job.inputs[name].path)
-
-
-def _check_inputs(job: Job) -> None:
-    """A corrupted checkpoint must not train on: every input made by a stage is hashed against its record. `weights`, and models for feedback, rating and export, come from anywhere; their identity is their hash."""
-    for name, part in job.inputs.items():
-        folder = Path(part.path)
-        if not folder.exists():
-            raise BadInput(f"{job.stage}: its input `{name}` ({folder}) does not exist, so there is nothing to start from. Run the earlier stages: modelyard run RECIPE")
-        is_ours = name != "weights" and job.stage not in ("feedback", "rate", "export") and (folder / "record.json").exists()
-        if is_ours and (record := Record.read(folder)).folder == folder.absolute() and (damage := record.damage()):  # a copy elsewhere is known by its files' hash
-            raise BadInput(
-                f"{job.stage}: its input `{name}` is damaged: in {folder}, {damage}. Training on it would give another model than the record says. "
-                "Run the recipe again with `modelyard run`: the damaged stage is redone"
-            )
-
-
-def _check_disk(job: Job) -> None:
-    """Weights, optimizer and two checkpoints must fit before an hour is spent on them."""
-    weights = sum(p.stat().st_size for part in job.inputs.values() for p in Path(part.path).glob("*.safetensors"))
-    if (model := job.config.get("model")) and (width := model["hidden_size"]):
-        weights = 4 * (2 * 65_536 * width + model["layers"] * (4 * width**2 + 3 * width * (model["intermediate_size"] or 4 * width)))
-    sections = [section for section in job.config.values() if isinstance(section, dict)]
-    kept = max([section.get("keep_checkpoints", 2) for section in sections], default=2) + 2  # the best one too, and one that is being written
-    need = (3 * kept + 1) * weights + SPARE_BYTES  # weights and two moments in each, and the result
-    home().mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(home()).free
-    if free < need:
-        raise BadInput(
-            f"disk: {home()} has {free / 2**30:.2f} GiB free and {job.stage} may write {need / 2**30:.2f} GiB: it would die while saving. "
-            "Free some space, or set MODELYARD_HOME to a folder on a larger disk"
-        )
-
-
-def _data_alone() -> AbstractContextManager[None]:
-    """One process at a time makes data in a project: DVC refuses a second one, and params.yaml is one file."""
-    if not Path(".dvc").is_dir():
-        return nullcontext()  # which is said when DVC looks
-    Path(".dvc/tmp").mkdir(exist_ok=True)
-    return _alone(Path(".dvc/tmp/modelyard-data"), "another run is making data in this project; waiting for it")
-
-
-@contextmanager
-def _alone(folder: Path, waiting: str = "another run is making this very result; waiting for it") -> Iterator[None]:
-    """Two runs of the same stage wait for each other; the lock goes with the process that held it."""
-    with folder.with_name(folder.name + ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say({"event": "note", "text": waiting})
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-class Tracked:
-    """A stage's MLflow run: one per identity, continued after a kill."""
-
-    def __init__(self, job: Job) -> None:
-        from components.registry import tracking
-
-        self.job, self.tracking = job, tracking
-        self.run_id = tracking.open_stage(
-            parent_id=job.run.parent_run_id,
-            stage=job.stage,
-            identity=job.identity,
-            params=job.config,
-            lineage={
-                **tracking.lineage(Path.cwd()),
-                "recipe": job.run.recipe_name,
-                "recipe_hash": job.run.recipe_hash,
-                "threads": job.run.resources.threads or os.cpu_count(),
-                "seed": job.run.seed,
-                "resources": job.run.resources.model_dump(mode="json"),
-            },
-        )
-        if job.inputs:
-            tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in job.inputs.items()})
-        self.load = tracking.SystemLoad(self.run_id).start()
-
-    def finish(self, record: Record, folder: Path, dataset: Any = None) -> None:
-        """Figures, samples and the record go to the run, which is then finished."""
-        from components.registry import data_report
-
-        self.load.stop()
-        self.tracking.send_unsent(self.run_id, folder / "work" / UNSENT)
-        if dataset is not None:
-            parts = {name: getattr(dataset, name) for name in ("tokens", "mix", "chats", "preferences", "benchmarks")}
-            self.tracking.log_inputs(self.run_id, {name: (part.path, part.identity) for name, part in parts.items()}, record.figures)
-            self.tracking.log_folder(self.run_id, Path(dataset.card.path), "data_card")
-            data_report.log(self.run_id, Path(dataset.card.path).parent)
-            self.tracking.log_pins(self.run_id, record.identity, (folder / "record.json", Path("params.yaml"), Path("dvc.lock")))
-        self.tracking.close_stage(self.run_id, "FINISHED", {**record.figures, "cost": budget.figures(record)}, folder / "record.json", record)
-
-
-@contextmanager
-def _tracked(job: Job) -> Iterator[Tracked]:
-    """An MLflow run around a stage; a stage that fails leaves its run FAILED, and a rerun continues it."""
-    tracked = Tracked(job)
-    try:
-        yield tracked
-    except BaseException:
-        tracked.load.stop()
-        with suppress(Unavailable):  # why the stage failed matters more than that this could not be recorded
-            tracked.tracking.close_stage(tracked.run_id, "FAILED", {}, None, None)
-        raise
 
 
 def _context(job: Job, out: Path, run_id: str) -> Any:
@@ -535,10 +342,10 @@ def _context(job: Job, out: Path, run_id: str) -> Any:
     from components.stage_logger import StageLogger
     from components.training.trainer import Context
 
-    alone = {} if job.stage in TRAINING else {"processes": 1, "nodes": 1, "strategy": "auto"}
+    single = {} if job.stage in TRAINING else {"processes": 1, "nodes": 1, "strategy": "auto"}
     first = processes.rank() == 0
     loggers = [StageLogger(tracking.MetricSink(run_id, out / "work" / UNSENT))] if first else []
-    return Context(seed=job.config["seed"], loggers=loggers, emit=say if first else lambda event: None, resources=job.run.resources.model_copy(update=alone), stop=lambda: budget.told(out))
+    return Context(seed=job.config["seed"], loggers=loggers, emit=say if first else lambda event: None, resources=job.run.resources.model_copy(update=single), stop=lambda: budget.told(out))
 
 
 def _use_threads(job: Job) -> None:

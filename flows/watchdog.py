@@ -113,7 +113,7 @@ class Watchdog:
         began = time.monotonic()
         runs = _open_runs(client)
         if began - self.looked > BLIND_S or time.monotonic() - began > BLIND_S:
-            self.beats, self.since = {}, {}
+            self.beats = {}  # other hosts' numbers may have moved meanwhile; what this host's locks say holds
         self.looked = time.monotonic()
         self._hear(runs)
         done, seen = [], {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from components import launch, stages
+from components import launch, surroundings
 from components.schema.config import BadInput
 from components.schema.jobs import Job
 from components.schema.records import Artifact, File, Record, file_md5
@@ -28,12 +28,12 @@ def a_job(inputs: dict[str, Artifact]) -> Job:
 def test_a_full_disk_is_refused_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     with pytest.raises(BadInput, match=r"disk: .* has 0\.00 GiB free and sft may write .*MODELYARD_HOME"):
-        stages._check_disk(a_job({}))
+        surroundings.check_disk(a_job({}))
 
 
 def test_an_input_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"sft: its input `base` \(.*nowhere\) does not exist.*modelyard run"):
-        stages._check_inputs(a_job({"base": Artifact(path=str(tmp_path / "nowhere"), identity="x")}))
+        surroundings.check_inputs(a_job({"base": Artifact(path=str(tmp_path / "nowhere"), identity="x")}))
 
 
 def test_a_corrupted_input_never_trains_on() -> None:
@@ -45,7 +45,7 @@ def test_a_corrupted_input_never_trains_on() -> None:
     Record(stage="pretrain", identity=base.identity, revision=1, config={}, inputs={}, files=files, figures={}).write(base.folder)
     weights.write_bytes(b"weighty")
     with pytest.raises(BadInput, match=r"`base` is damaged: .*model\.safetensors has other bytes.*the damaged stage is redone"):
-        stages._check_inputs(a_job({"base": base.output}))
+        surroundings.check_inputs(a_job({"base": base.output}))
 
 
 def test_a_stage_that_refuses_its_job_tells_the_launcher_one_message() -> None:
@@ -66,10 +66,10 @@ def test_data_of_one_project_is_made_by_one_process_at_a_time(tmp_path: Path, mo
     entered = threading.Event()
 
     def second() -> None:
-        with stages._data_alone():
+        with surroundings.data_alone():
             entered.set()
 
-    with stages._data_alone():
+    with surroundings.data_alone():
         thread = threading.Thread(target=second, daemon=True)
         thread.start()
         assert not entered.wait(0.5)

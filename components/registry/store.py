@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 P, T = ParamSpec("P"), TypeVar("T")
 
 EXPERIMENT = "modelyard"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # what MLflow's servers with fixed kinds of pages ask; the others take it from the address or the browser
 # Told before mlflow is imported. A store that is away must cost a call seconds, not minutes; whoever set these keeps them.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -115,8 +114,8 @@ def _experiment_id(uri: str) -> str:
 
 
 def _with_pages(store: MlflowClient, experiment: str, kept: Mapping[str, str]) -> str:
-    """The experiment, with the pages prepared in it as this version has them; a kind that somebody chose stays."""
-    for name, text in {**({} if KIND.keys() & kept.keys() else KIND), **views.outdated(kept, experiment)}.items():
+    """The experiment, with the pages prepared in it as this version has them."""
+    for name, text in views.outdated(kept, experiment).items():
         store.set_experiment_tag(experiment, name, text)
     return experiment
 

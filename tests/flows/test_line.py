@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from components import slots
 from tests.flows.project import Project
 
 pytestmark = pytest.mark.timeout(600)
@@ -36,8 +37,10 @@ def test_every_record_stands_on_disk(first: dict[str, Any]) -> None:
         assert record["stage"] == name and row["seconds"] >= 0
 
 
-def test_the_same_recipe_again_reruns_nothing(project: Project, first: dict[str, Any]) -> None:
-    again = project.summary()
+def test_the_same_recipe_again_reruns_nothing_and_waits_for_nobody(project: Project, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELYARD_SLOT_LOCKS", project.env()["MODELYARD_SLOT_LOCKS"])
+    with slots.held(slots.Need("cpu", slots.cpu_slots())):  # others train on all of the host
+        again = project.summary()
     assert {row["status"] for row in again["stages"].values()} == {"reused"}
     assert {n: r["hash"] for n, r in again["stages"].items()} == {n: r["hash"] for n, r in first["stages"].items()}
     assert again["release"] == first["release"]

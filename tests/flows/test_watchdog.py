@@ -143,3 +143,11 @@ def test_a_claim_on_an_earlier_state_binds_nobody(clock: Clock) -> None:
     at = server(Crashed())
     at.run = at.run.model_copy(update={"labels": {**(at.run.labels or {}), CLAIM: f"dead {uuid4()}"}})
     assert watch(clock, at, dogs("a", "b"), 300) <= SILENT_S + 3 * LOOK_EVERY_S
+
+
+def test_a_host_so_busy_that_its_looks_lie_far_apart_still_sees_that_its_own_process_is_gone(clock: Clock) -> None:
+    at, (dog,) = server(Running()), dogs("lost")
+    for _ in range(4):
+        dog._look(at)  # type: ignore[arg-type]
+        clock.now_s += 2 * watchdog.BLIND_S
+    assert [state.name for state in at.history if state] == ["Running", "Crashed", "AwaitingRetry"]

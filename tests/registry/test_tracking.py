@@ -291,12 +291,10 @@ def test_the_experiment_keeps_a_page_of_curves_for_each_kind_of_training_and_ren
     assert json.loads(kept[name]) == page and kept[views.NOTE].count("viewStateShareKey=modelyard-pretrain") == 1
 
 
-def test_a_note_and_a_kind_that_somebody_wrote_on_the_experiment_stay(home: Path) -> None:
-    for name in (views.NOTE, "mlflow.experimentKind"):
-        client().set_experiment_tag(experiment_id(), name, "written by hand")
+def test_a_note_that_somebody_wrote_on_the_experiment_stays(home: Path) -> None:
+    client().set_experiment_tag(experiment_id(), views.NOTE, "written by hand")
     store._experiment_id.cache_clear()
-    kept = client().get_experiment(experiment_id()).tags
-    assert kept[views.NOTE] == kept["mlflow.experimentKind"] == "written by hand"
+    assert client().get_experiment(experiment_id()).tags[views.NOTE] == "written by hand"
 
 
 def test_prepared_pages_fit_into_a_tag() -> None:
