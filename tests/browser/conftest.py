@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import yaml
 
+from components.feedback.people.in_browser import CHROMIUM, OPTIONS
 from components.schema.recipe import Recipe
 from tests.flows.project import MICRO, ROOT, Project
 from tests.services.stack import free_port
 
-CHROMIUM = "/usr/bin/chromium"
 READY_S, RUN_S = 200.0, 1500.0
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
 
@@ -185,6 +185,6 @@ def page() -> Iterator[Any]:
     if not shutil.which(CHROMIUM):
         pytest.skip("no Chromium here: infra/debian.sh browser")
     with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(OPTIONS))
         yield browser.new_page(viewport={"width": 1000, "height": 800})
         browser.close()
