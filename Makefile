@@ -17,8 +17,9 @@ down: setup  ## end the platform
 test: setup  ## everything but what is marked slow or services
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-test-slow: setup  ## learning, kills and resumes of the whole line: many minutes
+test-slow: setup .venv-bench/torchao/ready  ## learning, kills and resumes of the whole line, 8 and 4 bits: many minutes
 	$(BIN)/python -m pytest -q -m slow
+	PYTHONPATH=$(CURDIR)/.venv-bench/torchao $(BIN)/python -m pytest -q -m '' tests/export/test_quantized.py tests/flows/test_export.py
 
 test-services: setup  ## what needs servers of its own
 	$(BIN)/python -m pytest -q -m services || [ $$? -eq 5 ]
@@ -36,6 +37,10 @@ bench: setup .venv-bench/ready .venv-bench/litgpt/ready .venv-bench/trl/ready  #
 
 .venv-bench/litgpt/ready: setup  # its model alone, to run beside the same torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv-bench/litgpt litgpt==0.5.13
+	@touch $@
+
+.venv-bench/torchao/ready: setup constraints.txt  # beside the environment: transformers would import it in every process
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade -c constraints.txt --target .venv-bench/torchao torchao
 	@touch $@
 
 .venv-bench/trl/ready: benchmarks/requirements-trl.txt

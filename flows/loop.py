@@ -24,7 +24,7 @@ import yaml
 from rich.console import Console
 from sqlalchemy import func, select
 
-from components.evaluation.statistics import paired_difference
+from components.evaluation.statistics import paired_difference, wilson
 from components.feedback.people import agreement, asking, in_browser, server, simulated
 from components.feedback.people.opinions import said
 from components.feedback.people.selection import reward_models
@@ -155,9 +155,9 @@ def rank(asked: Asked, rule: simulated.Rule, store: Store, config: AskConfig, ou
     with served(store) as address, in_browser.chromium() as browser:
         console.print(f"{asked.annotators} people in Chromium rank at {address}: {rule.says}; with chance {asked.noise:g} one takes an answer for another", highlight=False, soft_wrap=True)
         there = {name: _come(browser, address, name) for name in names(asked.annotators)}
-        wanted, shown = _open(store, config), 0
-        while working := {name: person for name, person in there.items() if person.has_question}:
-            for name, person in working.items():
+        wanted, shown, turns = _open(store, config), 0, Random(asked.seed)
+        while working := [(name, person) for name, person in there.items() if person.has_question]:
+            for name, person in turns.sample(working, len(working)):  # always in the same order, the same two would have each question
                 _place(person, name, rule, asked)
                 if not shown:
                     person.page.screenshot(path=out / PICTURE)
@@ -252,7 +252,7 @@ def measure(rule: simulated.Rule, line: Line, records: dict[str, Record], unseen
     before, after = (_agreements(rule, folder, chats) for folder in (line.reward.folder, records["reward"].folder))
     return {
         "reward_model": {
-            "prompts": len(before), "pairs": sum(_pairs(rule, texts) for _, texts in chats), "before": _interval(before), "after": _interval(after), "gain": _interval(after, before),
+            "prompts": len(before), "pairs": sum(_pairs(rule, texts) for _, texts in chats), "before": _share(before), "after": _share(after), "gain": _interval(after, before),
         },
         "answers": {"prompts": len(read), "answers_each": ANSWERS, **{name: _interval(values) for name, values in counts.items()}, "moved": _interval(counts["looped"], counts["chat"])},
         "characters": {name: fmean(len(text) for i in read for text in texts[i]) for name, texts in answers.items()},
@@ -285,6 +285,12 @@ def _interval(values: Sequence[float], less: Sequence[float] | None = None) -> d
         raise BadInput(f"feedback: the rule tells answers to {len(values)} unseen prompts apart, so nothing can be measured. Take another --rule, or another --seed")
     mean, low, high = paired_difference(values, less or [0.0] * len(values))
     return {"mean": mean, "low": low, "high": high}
+
+
+def _share(values: Sequence[float]) -> dict[str, float]:
+    """The mean of shares, with an interval as if each prompt were one right or wrong: wider than a bootstrap's, and no point where all are right."""
+    low, high = wilson(sum(values), len(values))
+    return {"mean": fmean(values), "low": low, "high": high}
 
 
 def _rankings(store: Store, config: AskConfig) -> dict[str, Any]:

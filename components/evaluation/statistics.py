@@ -184,7 +184,7 @@ def widened(interval: Difference, spread: float, repeats: int, level: float = 0.
     return Difference(difference, float(difference - math.hypot(difference - low, noise)), float(difference + math.hypot(high - difference, noise)))
 
 
-def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(k: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """(low, high) of a share of which k in n were seen (Wilson 1927). n = 0 says nothing: (0, 1)."""
     if n == 0:
         return 0.0, 1.0

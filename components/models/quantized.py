@@ -38,7 +38,7 @@ def quantize(folder: Path, bits: Bits, group_size: int = 32) -> PreTrainedModel:
         from torchao.quantization.quantize_.workflows import IntxChooseQParamsAlgorithm
         from transformers import TorchAoConfig
     except ImportError as error:
-        raise BadInput(f"export: {bits} is made by torchao, which is not installed ({error}), so nothing can be quantised. pip install 'modelyard[export]'") from None
+        raise BadInput(f"export: {bits} is made by torchao, which is not installed ({error}), so nothing can be quantised. pip install 'modelyard[quantize]'") from None
     if bits == "int4":
         check_groups(json.loads((folder / "config.json").read_text(encoding="utf-8")), group_size)
     how = (

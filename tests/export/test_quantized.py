@@ -17,7 +17,7 @@ from components.models.decoding import Blocks, decoder_for
 from components.schema.config import BadInput
 from components.schema.export import ExportConfig
 
-pytest.importorskip("torchao", reason="torchao is not installed: pip install 'modelyard[export]'")
+pytest.importorskip("torchao", reason="torchao is not installed: pip install 'modelyard[quantize]'")
 
 
 @pytest.fixture(scope="module", params=["int8", "int4"])

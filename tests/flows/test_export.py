@@ -14,7 +14,7 @@ from tests.flows.project import Project
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_release_is_exported_checked_measured_and_described(tmp_path: Path) -> None:
-    pytest.importorskip("torchao", reason="torchao is not installed: pip install 'modelyard[export]'")
+    pytest.importorskip("torchao", reason="torchao is not installed: pip install 'modelyard[quantize]'")
     project = Project.copy_to(tmp_path / "project")
     project.run("run", *project.recipe(), timeout_s=900)
     uri, out = "models:/modelyard-tiny@champion", tmp_path / "out"
