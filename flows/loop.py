@@ -72,8 +72,9 @@ class Line(NamedTuple):
 
 def run(path: Path, recipe: Recipe, resources: Resources, asked: Asked, out: Path, console: Console) -> dict[str, Any]:
     """All of it; gives the figures of the report. Errors: BadInput where the line is not finished, or there is no browser."""
+    in_browser.require()
     rule, line, clock = _rule(asked.rule), standing(path, recipe, resources), Clock(console)
-    out.mkdir(parents=True, exist_ok=True)
+    begin(asked, line, out)
     store = Store.open(f"sqlite:///{out.absolute()}/people.db")
     config = AskConfig(name=f"{recipe.name}-loop", overlap=min(OVERLAP, asked.annotators), gold_share=0.0, seed=asked.seed, retrain_after=0, guide=f"Simulated people rank here: {rule.says}.")
     with clock("asked"):
@@ -85,7 +86,7 @@ def run(path: Path, recipe: Recipe, resources: Resources, asked: Asked, out: Pat
     with clock("measured"):
         measured = measure(rule, line, records, unseen, asked.seed)
     return {
-        "recipe": str(path), "models": {"chat": line.chat.folder.name, "reward": line.reward.folder.name, "policy": line.policy.folder.name},
+        "recipe": str(path), "models": {job.stage: job.folder.name for job in (line.chat, line.reward, line.policy)},
         "rule": {"name": asked.rule, "says": rule.says, "unit": rule.unit}, **{name: value for name, value in asked._asdict().items() if name != "rule"},
         "rankings": _rankings(store, config), "export": {"folder": str(folder), **exported, "right": _right(rule, folder)},
         "trained": {name: record.folder.name for name, record in records.items()}, "align": _plain(records[line.policy.stage].figures), **measured, "seconds": clock.seconds,
@@ -119,6 +120,16 @@ def standing(path: Path, recipe: Recipe, resources: Resources) -> Line:
         if (seen := verdict(job)).action != "reuse":
             raise BadInput(f"feedback: the {job.stage} stage of {path} is not finished here ({seen.reason}), so there are no answers to rank. Run first: modelyard run {path}")
     return Line(recipe, path, *found, getattr(recipe.align, "max_new_tokens", 64))
+
+
+def begin(asked: Asked, line: Line, out: Path) -> None:
+    """The folder of a run, which keeps what was asked for. Errors: BadInput where something else was begun there."""
+    told = out / "asked.json"
+    now = {**asked._asdict(), "models": [job.folder.name for job in (line.chat, line.reward, line.policy)]}
+    if told.exists() and json.loads(told.read_text(encoding="utf-8")) != now:
+        raise BadInput(f"feedback: {out} was begun with other options or models ({told}), and people's rankings of both would be mixed. Take another folder: --out")
+    out.mkdir(parents=True, exist_ok=True)
+    told.write_text(json.dumps(now) + "\n", encoding="utf-8")
 
 
 def looped(recipe: Recipe, folder: Path) -> Recipe:
@@ -271,7 +282,10 @@ def _agreements(rule: simulated.Rule, folder: Path, chats: Sequence[tuple[Chat, 
     """By prompt, how far a reward model agrees with the rule; prompts about whose answers the rule says nothing are left out."""
     scores = iter(reward_models([folder])[0]([[*prompt, {"role": "assistant", "content": text}] for prompt, texts in chats for text in texts]))
     found = (simulated.agreement([rule.count(text) for text in texts], [next(scores) for _ in texts]) for _, texts in chats)
-    return [share for share in found if share is not None]
+    shares = [share for share in found if share is not None]
+    if len(shares) < 2:
+        raise BadInput(f"feedback: the rule tells answers to {len(shares)} unseen prompts apart, so nothing can be measured. Take another --rule, or another --seed")
+    return shares
 
 
 def _pairs(rule: simulated.Rule, texts: Sequence[str]) -> int:
@@ -281,8 +295,6 @@ def _pairs(rule: simulated.Rule, texts: Sequence[str]) -> int:
 
 def _interval(values: Sequence[float], less: Sequence[float] | None = None) -> dict[str, float]:
     """The mean over prompts, or the mean paired difference, with its 95 % interval."""
-    if len(values) < 2:
-        raise BadInput(f"feedback: the rule tells answers to {len(values)} unseen prompts apart, so nothing can be measured. Take another --rule, or another --seed")
     mean, low, high = paired_difference(values, less or [0.0] * len(values))
     return {"mean": mean, "low": low, "high": high}
 

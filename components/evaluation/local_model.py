@@ -23,10 +23,11 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from components.evaluation.batches import Journal, in_turn, rows_that_fit, side_by_side
 from components.evaluation.likelihood import Scored, score
+from components.models.build import read_tokenizer
 from components.models.generate import generate
 from components.models.quantized import readable
 from components.schema.config import BadInput
@@ -44,7 +45,7 @@ def load_model(folder: Path, batch_size: int, device: str | None = None) -> Loca
     """Load a checkpoint for measuring. Errors: BadInput where the folder is not a model with its tokenizer."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = read_tokenizer(folder)
         with readable(folder) as place:
             model = AutoModelForCausalLM.from_pretrained(place, local_files_only=True, use_safetensors=True, dtype="auto")
     except (OSError, ValueError) as error:

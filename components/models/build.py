@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
 from components.models.architectures import AUTO, MASK_TOKEN, Objective, has_masked_head, prove, rejected, resolve, vocabulary
@@ -27,6 +27,7 @@ from components.schema.training import ModelConfig
 
 hf_logging.disable_progress_bar()  # a stage's log is read by people and by the dashboard; a bar per saved file is noise
 
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that read tokenizer.json and nothing else
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "added_tokens.json")
 
 
@@ -78,11 +79,19 @@ def save(model: PreTrainedModel, tokenizer: Path, out: Path) -> None:
             shutil.copyfile(tokenizer / name, out / name)
 
 
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A folder's tokenizer as its own files have it: where they say that tokenizer.json is all there is, AutoTokenizer is not asked, which would go by the
+    model type in config.json and read a Qwen2 of ours with Qwen2's own word expression. Errors: whatever transformers raises."""
+    settings = folder / "tokenizer_config.json"
+    plain = settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") in GENERIC
+    return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(folder, local_files_only=True)
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model or tokenizer folder. Errors: BadInput."""
     _require(folder, "tokenizer.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = read_tokenizer(folder)
     except Exception as error:  # the Rust parser raises bare Exception
         raise BadInput(f"tokenizer: {folder / 'tokenizer.json'} cannot be read ({_first_line(error)}). Make the folder again") from error
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:

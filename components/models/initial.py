@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from components.models.architectures import (
     AUTO,
@@ -34,7 +34,7 @@ from components.models.architectures import (
     typed,
     vocabulary,
 )
-from components.models.build import load_as, stop_ids
+from components.models.build import load_as, read_tokenizer, stop_ids
 from components.models.memory import quiet
 from components.schema.config import BadInput
 from components.schema.events import say
@@ -78,7 +78,7 @@ def begin(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path,
 
 def _old_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return read_tokenizer(folder)
     except Exception as error:  # transformers and the Rust parser raise what they like
         line = " ".join(str(error).split())[:200]
         raise BadInput(

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components.feedback.people.in_browser import CHROMIUM, chromium
+from components.feedback.people import in_browser
 from components.feedback.people.opinions import said
 from components.feedback.people.store import Revision, Store
 from components.schema.config import BadInput
 from components.schema.jobs import Run, line
 from components.schema.recipe import Recipe, Resources
 from flows.forecast import placeholder
-from flows.loop import looped, names, standing
+from flows.loop import Asked, Line, begin, looped, names, standing
 from flows.loop_report import markdown, picture, rows
 from tests.flows.project import ROOT, Project
 
@@ -66,6 +64,16 @@ def test_a_line_that_is_not_there_is_told_before_anything_starts(tmp_path: Path)
         standing(Path("x.yaml"), recipe.model_copy(update={"align": None}), Resources())
 
 
+def test_a_folder_keeps_what_was_asked_for_and_refuses_anything_else(tmp_path: Path) -> None:
+    jobs = line(recipe := Recipe.load(ROOT / "recipes/tiny.yaml"), placeholder(), Run())
+    stands = Line(recipe, Path("recipes/tiny.yaml"), jobs["sft"], jobs["reward"], jobs["ppo"], 40)
+    asked = Asked("plain", 4, 150, 0.1, 1)
+    begin(asked, stands, tmp_path / "out")
+    begin(asked, stands, tmp_path / "out")
+    with pytest.raises(BadInput, match=r"begun with other options.*Take another folder: --out"):
+        begin(asked._replace(rule="shorter"), stands, tmp_path / "out")
+
+
 def test_everybody_has_a_name_of_their_own() -> None:
     assert len(set(names(30))) == 30 and names(2) == ["Ada", "Bo"]
 
@@ -81,11 +89,21 @@ def test_the_report_says_each_figure_with_its_interval_and_draws_it(tmp_path: Pa
     assert 5_000 < (tmp_path / "loop.png").stat().st_size < 120_000
 
 
+@pytest.mark.parametrize(("missing", "install"), [("find_spec", r"pip install 'modelyard\[dev\]'"), ("shutil.which", r"infra/debian.sh browser")])
+def test_without_a_browser_one_is_told_what_to_install(missing: str, install: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_browser, "find_spec", lambda name: "there")
+    monkeypatch.setattr(f"components.feedback.people.in_browser.{missing}", lambda name: None)
+    with pytest.raises(BadInput, match=install):
+        in_browser.require()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_people_rank_in_a_browser_a_reward_model_learns_their_rule_and_a_policy_follows_it(tmp_path: Path) -> None:
-    if importlib.util.find_spec("playwright") is None or not shutil.which(CHROMIUM):
-        pytest.skip("no browser here: pip install -e '.[dev]' and infra/debian.sh browser")
+    try:
+        in_browser.require()
+    except BadInput as problem:
+        pytest.skip(str(problem))
     project = Project.copy_to(tmp_path / "project")
     asked = ["recipes/tiny.yaml", *(word for one in SMALL for word in ("--set", one)), "--threads", "1"]
     refused = project.run("feedback", "loop", *asked, code=2).stderr
@@ -101,9 +119,3 @@ def test_people_rank_in_a_browser_a_reward_model_learns_their_rule_and_a_policy_
     assert figures["reward_model"]["gain"]["low"] > 0 and figures["reward_model"]["after"]["low"] > 0.5
     assert figures["answers"]["moved"]["high"] < 0
     assert "report.md" in told and {"report.md", "loop.png", "page.png", "recipe.yaml", "people.db"} <= {path.name for path in out.iterdir()}
-
-
-def test_without_playwright_one_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "playwright.sync_api", None)
-    with pytest.raises(BadInput, match=r"pip install 'modelyard\[dev\]'"), chromium():
-        pass

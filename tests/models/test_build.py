@@ -85,6 +85,13 @@ def test_plain_transformers_loads_what_was_saved_to_the_same_logits(config, word
     assert tokenizer.chat_template == words.chat_template
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gpt2"])
+def test_a_saved_model_reads_text_with_the_tokenizer_that_it_was_made_with(config, words, tokenizer_folder, tmp_path, architecture):
+    save(build(config.model_copy(update={"architecture": architecture}), words, seed=0), tokenizer_folder, tmp_path)
+    text = "12 + 30 = 42  the  tide: it's 7."
+    assert load_tokenizer(tmp_path)(text)["input_ids"] == load_tokenizer(tokenizer_folder)(text)["input_ids"]
+
+
 def test_an_encoder_is_saved_with_a_mask_token_that_plain_transformers_finds(config, words, tokenizer_folder, tmp_path):
     model = build(config.model_copy(update={"architecture": "bert"}), words, seed=0, objective="masked").eval()
     save(model, tokenizer_folder, tmp_path)

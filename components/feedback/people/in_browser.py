@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from components.schema.config import BadInput
@@ -24,15 +25,20 @@ PATIENCE_MS = 60_000
 CHANGED = "before => { const all = document.querySelectorAll('.question .text'); return all.length ? all[all.length - 1].innerText !== before : Boolean(document.querySelector('section.middle button')); }"
 
 
+def require() -> None:
+    """Errors: BadInput where there is no browser to be at the page with."""
+    if find_spec("playwright") is None:
+        raise BadInput("feedback: playwright is not installed, so nobody can be at the page. Install it: pip install 'modelyard[dev]'")
+    if not shutil.which(CHROMIUM):
+        raise BadInput(f"feedback: there is no {CHROMIUM}, so nobody can be at the page. Install it: sudo infra/debian.sh browser")
+
+
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A browser without a window. Errors: BadInput where it is not here."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise BadInput("feedback: playwright is not installed, so nobody can be at the page. Install it: pip install 'modelyard[dev]'") from None
-    if not shutil.which(CHROMIUM):
-        raise BadInput(f"feedback: there is no {CHROMIUM}, so nobody can be at the page. Install it: sudo infra/debian.sh browser")
+    require()
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(OPTIONS))
         try:
