@@ -101,7 +101,7 @@ def lines(rows: Sequence[Mapping[str, Any]], title: str, colours: Sequence[str] 
     spec = {
         "mark": {"type": "line", "interpolate": "linear", "strokeWidth": 1.8, "point": len(rows) < FEW},
         "encoding": {
-            "x": {"field": "step", "type": "quantitative", "title": "step", "axis": {"tickCount": 5, "format": "~s"}},
+            "x": {"field": "step", "type": "quantitative", "title": "step", "axis": {"tickCount": 5, "format": ",d"}},
             "y": {"field": "value", "type": "quantitative", "title": title, "scale": {"zero": False}, "axis": {"tickCount": 5}},
             "color": colour,
             "tooltip": [{"field": "run"}, {"field": "step"}, {"field": "value", "format": ".4f"}],
