@@ -73,7 +73,7 @@ class Line(NamedTuple):
 def run(path: Path, recipe: Recipe, resources: Resources, asked: Asked, out: Path, console: Console) -> dict[str, Any]:
     """All of it; gives the figures of the report. Errors: BadInput where the line is not finished, or there is no browser."""
     in_browser.require()
-    rule, line, clock = _rule(asked.rule), standing(path, recipe, resources), Clock(console)
+    rule, line, clock = simulated.rule_called(asked.rule), standing(path, recipe, resources), Clock(console)
     begin(asked, line, out)
     store = Store.open(f"sqlite:///{out.absolute()}/people.db")
     config = AskConfig(name=f"{recipe.name}-loop", overlap=min(OVERLAP, asked.annotators), gold_share=0.0, seed=asked.seed, retrain_after=0, guide=f"Simulated people rank here: {rule.says}.")
@@ -114,6 +114,8 @@ def standing(path: Path, recipe: Recipe, resources: Resources) -> Line:
     """The chat, reward and policy models of a recipe's line. Errors: BadInput where it has none, or they are not made yet."""
     if not (recipe.sft and recipe.reward and recipe.align):
         raise BadInput(f"feedback: {path} has no sections sft, reward and align, so there is no loop to close. Name a recipe that has them, such as recipes/tiny.yaml")
+    if recipe.cost:
+        raise BadInput(f"feedback: {path} has a section cost, which learns from answers that are flagged as unsafe, and simulated people flag none. Name a recipe without it, such as recipes/tiny.yaml")
     _, jobs = planned(recipe, resources)
     found = [jobs["sft"], jobs["reward"], jobs[recipe.align.stage]]
     for job in found:
@@ -320,9 +322,3 @@ def _right(rule: simulated.Rule, folder: Path) -> float:
 def _plain(figures: dict[str, Any]) -> dict[str, float]:
     """The figures of an alignment that are single numbers."""
     return {name: value for name, value in figures.items() if isinstance(value, int | float)}
-
-
-def _rule(name: str) -> simulated.Rule:
-    if name not in simulated.RULES:
-        raise BadInput(f"feedback: there is no rule {name!r}, so people would not know how to rank. There are: {', '.join(simulated.RULES)}")
-    return simulated.RULES[name]

@@ -12,6 +12,7 @@ from typing import Any
 
 COLOURS = ("#888888", "#4477aa", "#228833")  # of Paul Tol's bright scheme
 SHOWN_CHARACTERS = 160
+LENGTH = "characters an answer"  # what PPO changes by the way, whatever the rule is
 
 
 def write(figures: dict[str, Any], out: Path) -> None:
@@ -37,7 +38,8 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ("moved from the chat model by", _spread(answers["moved"], sign="+")),
     ]
     align, long = figures["align"], figures["characters"]
-    found.append(("characters an answer: chat model, old policy, new policy", ", ".join(f"{long[name]:.0f}" for name in ("chat", "policy", "looped"))))
+    if rule["unit"] != LENGTH:
+        found.append((f"{LENGTH}: chat model, old policy, new policy", ", ".join(f"{long[name]:.0f}" for name in ("chat", "policy", "looped"))))
     return found + [("KL from the chat model, nats an answer", f"{align['kl']:.2f} ± {align['kl_stderr']:.2f}")] * ("kl_stderr" in align)
 
 

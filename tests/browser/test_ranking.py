@@ -173,7 +173,7 @@ def test_an_answer_is_dragged_with_the_mouse_and_with_a_finger(ranked: Ranked, a
     ada.page.mouse.move(handle["x"] + 8, handle["y"] + 8)
     ada.page.mouse.down()
     ada.page.mouse.move(handle["x"] + 8, top["y"] + 4, steps=8)
-    ada.page.wait_for_function("document.querySelectorAll('#list .target').length === 1")
+    ada.page.wait_for_function("() => document.querySelectorAll('#list .target').length === 1")
     ada.page.mouse.up()
     assert ada.answers == [before[3], *before[:3]]
 
@@ -185,12 +185,21 @@ def test_an_answer_is_dragged_with_the_mouse_and_with_a_finger(ranked: Ranked, a
     touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
     for step in range(1, 9):
         touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": y + far * step / 8}]})
-    bo.page.wait_for_function("document.querySelectorAll('#list .target').length === 1")
+    bo.page.wait_for_function("() => document.querySelectorAll('#list .target').length === 1")
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     bo.page.wait_for_function("first => document.querySelector('#list .answer').innerText !== first", arg=before[0])
     assert bo.answers == [before[1], before[0], *before[2:]]
     assert bo.page.evaluate("document.documentElement.scrollWidth") <= 400, "no sideways scrolling on a phone"
     bo.page.context.close()
+
+
+def test_the_same_ranks_arrive_by_keys_and_by_dragging(ranked: Ranked, ada: Somebody) -> None:
+    for done, dragging in enumerate((False, True, True), start=1):
+        ranks = (3, 1, 2, 1) if done < 3 else (1, 2, 3, 4)  # the last one asks for nothing to be moved
+        asked, said = ada.question, dict(zip(ada.texts, ranks, strict=True))
+        ada.place(ranks, dragging)
+        ada.next()
+        assert kept(ranked, done)[asked].ranks == tuple(said[text] for text in sorted(said))
 
 
 def test_texts_are_shown_and_never_run_and_models_are_named_nowhere(ranked: Ranked, browser: Any) -> None:

@@ -6,7 +6,8 @@ from random import Random
 
 import pytest
 
-from components.feedback.people.simulated import RULES, agreement, ranks
+from components.feedback.people.simulated import RULES, agreement, ranks, rule_called
+from components.schema.config import BadInput
 
 ANSWERS = ["Gladly! The hen is red. Have a nice day!", "The hen is red.", "The hen is red!", "A hen."]
 
@@ -29,3 +30,8 @@ def test_agreement_counts_the_pairs_that_the_rule_tells_apart() -> None:
     assert agreement(counts, [-1.0, 3.0, 0.0]) == 1.0 and agreement(counts, [5.0, 3.0, 0.0]) == 0.0
     assert agreement(counts, [1.0, 3.0, 0.0]) == 0.5 and agreement(counts, [1.0, 1.0, 0.0]) == 0.25, "equal scores are half right"
     assert agreement([1, 1], [0.0, 9.0]) is None
+
+
+def test_a_rule_that_is_not_there_is_told_with_those_that_are() -> None:
+    with pytest.raises(BadInput, match=r"no rule 'louder'.*plain, shorter"):
+        rule_called("louder")

@@ -62,6 +62,8 @@ def test_a_line_that_is_not_there_is_told_before_anything_starts(tmp_path: Path)
     recipe = Recipe.load(ROOT / "recipes/tiny.yaml")
     with pytest.raises(BadInput, match=r"no sections sft, reward and align"):
         standing(Path("x.yaml"), recipe.model_copy(update={"align": None}), Resources())
+    with pytest.raises(BadInput, match=r"section cost.*simulated people flag none"):
+        standing(Path("x.yaml"), recipe.model_copy(update={"cost": recipe.reward}), Resources())
 
 
 def test_a_folder_keeps_what_was_asked_for_and_refuses_anything_else(tmp_path: Path) -> None:

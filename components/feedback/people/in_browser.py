@@ -22,6 +22,7 @@ from components.schema.config import BadInput
 CHROMIUM = "/usr/bin/chromium"
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 PATIENCE_MS = 60_000
+STILL = "() => document.getAnimations().every(one => one.playState !== 'running')"  # cards slide to their places
 CHANGED = "before => { const all = document.querySelectorAll('.question .text'); return all.length ? all[all.length - 1].innerText !== before : Boolean(document.querySelector('section.middle button')); }"
 
 
@@ -136,11 +137,12 @@ class Person:
 
     def _drag_up(self, there: int, place: int) -> None:
         mouse, cards = self.page.mouse, self.page.locator("#list li")
+        self.page.wait_for_function(STILL)
         handle = cards.nth(there).locator(".handle").bounding_box()
         top = cards.nth(place).bounding_box()["y"]
         x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
         mouse.move(x, y)
         mouse.down()
         mouse.move(x, top + 4, steps=4)
-        self.page.wait_for_function("document.querySelectorAll('#list .target').length === 1")
+        self.page.wait_for_function("() => document.querySelectorAll('#list .target').length === 1")
         mouse.up()

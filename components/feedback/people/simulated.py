@@ -12,6 +12,7 @@ from itertools import combinations
 from random import Random
 from typing import NamedTuple
 
+from components.schema.config import BadInput
 from components.schema.people import dense
 
 NAMES = ("Ada", "Bo", "Cy", "Dee", "Eve", "Flo", "Gus", "Hal", "Ina", "Jo", "Kim", "Lou")
@@ -31,6 +32,13 @@ RULES = {
     "plain": Rule("the fewer exclamation marks an answer has, the better", "exclamation marks an answer", lambda text: text.count("!")),
     "shorter": Rule("the shorter an answer, the better", "characters an answer", len),
 }
+
+
+def rule_called(name: str) -> Rule:
+    """Errors: BadInput where there is none of that name."""
+    if name not in RULES:
+        raise BadInput(f"feedback: there is no rule {name!r}, so people would not know how to rank. There are: {', '.join(RULES)}")
+    return RULES[name]
 
 
 def ranks(rule: Rule, answers: Sequence[str], noise: float, rng: Random) -> list[int]:
