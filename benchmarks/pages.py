@@ -89,7 +89,7 @@ def visit(context: Any, address: str, page: str) -> float:
 
 
 def told(seconds: dict[str, list[float]], asked: argparse.Namespace) -> str:
-    rows = [f"| {page} | {statistics.median(times):.2f} | {max(times):.2f} | {'yes' if statistics.median(times) <= GOAL_S else 'no'} |" for page, times in seconds.items()]
+    rows = [f"| {page or 'now'} | {statistics.median(times):.2f} | {max(times):.2f} | {'yes' if statistics.median(times) <= GOAL_S else 'no'} |" for page, times in seconds.items()]
     head = f"Seconds until a page stands with {asked.lines * 8} runs and {asked.models} models in MLflow {version('mlflow')} (SQLite), Streamlit {version('streamlit')}, caches of the dashboard empty, {asked.repeats} visits each (`python -m benchmarks.pages`)."
     return "\n".join([head, machine(), "", f"| page | median | worst | within {GOAL_S:.0f} s |", "| --- | --- | --- | --- |", *rows])
 
