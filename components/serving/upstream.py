@@ -1,6 +1,6 @@
 """A version that another OpenAI-compatible server answers with: vLLM, llama.cpp, or whatever runs at a URL. Requests and streams are passed through.
 
-    Upstream("http://127.0.0.1:8080/v1", name="modelyard", version="3", rows=64)
+    Upstream("http://127.0.0.1:8080/v1", name="modelyard", version="3", rows=64)       # its first model; `...#NAME` is another, or one that it does not list
     Vllm(folder, name, version, context, ...)         # `vllm serve` as a child process, where it is installed
 
 What the server is told of a client is the request alone: no key of ours, no address. Its own key is MODELYARD_UPSTREAM_KEY.
@@ -41,14 +41,15 @@ class Upstream:
     context: int | None = None
 
     def __init__(self, url: str, name: str, rows: int, version: str = "external", transport: httpx.AsyncBaseTransport | None = None) -> None:
-        self.url = url.rstrip("/") + ("" if url.rstrip("/").endswith("/v1") else "/v1")
+        address, _, model = url.partition("#")
+        self.url = address.rstrip("/").removesuffix("/v1") + "/v1"
+        self.model: str | None = model or None
         self.name, self.version, self.rows, self.busy_rows = name, version, rows, 0
         key = os.environ.get("MODELYARD_UPSTREAM_KEY")
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(30.0, read=300.0), headers={"Authorization": f"Bearer {key}"} if key else {}, transport=transport, follow_redirects=False, trust_env=False,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=rows),
         )  # fmt: skip
-        self.model: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -59,12 +60,16 @@ class Upstream:
         key = self._client.headers.get("Authorization")
         try:
             reply = httpx.get(f"{self.url}/models", timeout=10.0, headers={"Authorization": key} if key else {}, trust_env=False)
-            self.model = reply.json()["data"][0]["id"]
-            self.context = reply.json()["data"][0].get("max_model_len")
+            rows = {row["id"]: row for row in reply.json()["data"]}
+            self.model = self.model or next(iter(rows))
+            self.context = rows.get(self.model, {}).get("max_model_len")
         except (httpx.HTTPError, OSError) as error:
             raise Unavailable(f"serve: {self.url} does not answer ({error}), so nothing could be passed on. Start it, or correct the URL") from None
-        except (ValueError, KeyError, IndexError, TypeError):
-            raise BadInput(f"serve: {self.url}/models answers {reply.status_code} and names no model, so it is no OpenAI-compatible server (or wants a key: MODELYARD_UPSTREAM_KEY). Correct the URL") from None
+        except (ValueError, KeyError, StopIteration, TypeError, AttributeError):
+            raise BadInput(
+                f"serve: {self.url}/models answers {reply.status_code} and names no model, so nobody knows what to ask for. Correct the URL, write URL#MODEL where the server lists none, "
+                "or set MODELYARD_UPSTREAM_KEY where it wants a key"
+            ) from None
 
     def close(self) -> None:
         """Requests under way end by themselves."""
@@ -133,6 +138,7 @@ class _Passing:
             async for line in reply.aiter_lines():
                 if line.startswith("data:") and (out := self._passed(line[5:].strip())):
                     yield out
+            yield DONE  # ours: not every server says it
         except httpx.HTTPError:
             self.turn.status = "502"
             yield event(Refusal(502, f"the server behind {self.upstream.name} broke off", code="upstream_unavailable").body())
@@ -141,11 +147,9 @@ class _Passing:
             await reply.aclose()
 
     def _passed(self, data: str) -> bytes | None:
-        if data == "[DONE]":
-            return DONE
         try:
             chunk = json.loads(data)
-        except ValueError:
+        except ValueError:  # [DONE]
             return None
         self._count(chunk)
         if not chunk.get("choices") and chunk.get("usage") and not self.asked.wants_usage:

@@ -23,7 +23,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 = a free one.")] = 8000,
     host: Annotated[str | None, typer.Option(help="Address to listen on; MODELYARD_HOST, else 127.0.0.1.")] = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model; its registered name unless told.")] = None,
-    engine: Annotated[str, typer.Option(help="auto, own: this process. vllm: `vllm serve` as a child. A URL: an OpenAI-compatible server that runs already.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, own: this process. vllm: `vllm serve` as a child. A URL, or URL#MODEL: an OpenAI-compatible server that runs already.")] = "auto",
     canary: Annotated[str | None, typer.Option(help="A second model that answers a share of the users, such as models:/NAME@challenger.")] = None,
     canary_share: Annotated[float | None, typer.Option(help="That share, from 0 to 1 (default 0.1).")] = None,
     shadow: Annotated[str | None, typer.Option(help="A model that answers the same in idle time, only to be compared.")] = None,

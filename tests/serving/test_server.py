@@ -142,3 +142,30 @@ def _answers(http: httpx.Client, path: str) -> int | None:
     with contextlib.suppress(httpx.HTTPError):
         return http.get(path).status_code
     return None
+
+
+def test_an_engine_that_names_no_models_answers_behind_the_door(two_models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELYARD_HOME", str(tmp_path / "home"))
+    (tmp_path / "hub").mkdir()
+    port, folder = free_port(), two_models[0]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as engine, httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as behind:
+        try:
+            until(lambda: healthy(behind), PATIENCE_S)
+            with process("mine", "--engine", f"http://127.0.0.1:{port}#{folder}") as (server, http):
+                until(lambda: ready(http) or server.poll() is not None, PATIENCE_S)
+                asked = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12, "temperature": 0}
+                whole = http.post("/v1/chat/completions", json=asked).json()
+                streamed = events(http.post("/v1/chat/completions", json={**asked, "stream": True}).text)
+                assert whole["model"] == "mine" and whole["usage"]["completion_tokens"] == 12 and whole["choices"][0]["message"]["content"]
+                assert {part["model"] for part in streamed} == {"mine"} and streamed[-1]["choices"][0]["finish_reason"] == "length"  # and [DONE], which that server leaves out
+                assert 'arm="main",model="mine",route="chat",status="200",version="external"} 2.0' in http.get("/metrics").text
+        finally:
+            engine.kill()
+
+
+def healthy(http: httpx.Client) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return http.get("/health").status_code == 200
+    return False
