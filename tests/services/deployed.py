@@ -13,14 +13,15 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 def deploy(rig: Rig, entrypoint: str, name: str, parameters: dict[str, Any] | None = None, rrule: str | None = None) -> str:
-    """A flow (FILE:FUNCTION in the project) as a deployment, with a schedule where one is given; gives its id."""
+    """A flow (FILE:FUNCTION in the project, or MODULE.FUNCTION) as a deployment of the pool `modelyard`, with a schedule where one is given; gives its id."""
     code = (
-        "import sys, json; from prefect.client.orchestration import get_client; from prefect.client.schemas.actions import WorkPoolCreate, DeploymentScheduleCreate\n"
+        "import sys, json; from contextlib import suppress; from prefect.exceptions import ObjectAlreadyExists; from prefect.client.orchestration import get_client; from prefect.client.schemas.actions import WorkPoolCreate, DeploymentScheduleCreate\n"
         "from prefect.client.schemas.schedules import RRuleSchedule; from prefect.flows import load_flow_from_entrypoint; from prefect.workers.process import ProcessWorker\n"
         "from prefect.utilities.callables import parameter_schema\n"
         "folder, entrypoint, name, parameters, rrule = json.loads(sys.argv[1]); flow = load_flow_from_entrypoint(entrypoint)\n"
         "with get_client(sync_client=True) as c:\n"
-        "    c.create_work_pool(WorkPoolCreate(name='modelyard', type='process', base_job_template=ProcessWorker.get_default_base_job_template())) if not c.read_work_pools() else None\n"
+        "    with suppress(ObjectAlreadyExists):\n"  # a worker that starts makes it too
+        "        c.create_work_pool(WorkPoolCreate(name='modelyard', type='process', base_job_template=ProcessWorker.get_default_base_job_template()))\n"
         "    schedules = [DeploymentScheduleCreate(schedule=RRuleSchedule(rrule=rrule), active=True)] if rrule else []\n"
         "    print(c.create_deployment(flow_id=c.create_flow(flow), name=name, work_pool_name='modelyard', entrypoint=entrypoint, path='.', parameters=parameters, schedules=schedules,\n"
         "        parameter_openapi_schema=parameter_schema(flow).model_dump(), pull_steps=[{'prefect.deployments.steps.set_working_directory': {'directory': folder}}], job_variables={'working_dir': folder}))\n"

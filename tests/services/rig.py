@@ -111,22 +111,6 @@ class Rig:
             time.sleep(2)
         return None
 
-    def deploy(self) -> str:
-        """The whole line as a deployment of the pool `modelyard`; gives its id."""
-        code = (
-            "import sys; from prefect.client.orchestration import get_client; from prefect.client.schemas.actions import WorkPoolCreate\n"
-            "from prefect.workers.process import ProcessWorker\n"
-            "from flows.pipeline import train_and_release as flow\n"
-            "with get_client(sync_client=True) as c:\n"
-            "    c.create_work_pool(WorkPoolCreate(name='modelyard', type='process', base_job_template=ProcessWorker.get_default_base_job_template())) if not c.read_work_pools() else None\n"
-            "    f = c.create_flow(flow)\n"
-            "    print(c.create_deployment(flow_id=f, name='rig', work_pool_name='modelyard', entrypoint='flows/pipeline.py:train_and_release', path='.',\n"
-            "        pull_steps=[{'prefect.deployments.steps.set_working_directory': {'directory': sys.argv[1]}}], job_variables={'working_dir': sys.argv[1]}))\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code, str(self.project.folder)], cwd=self.project.folder, env=self.env(), capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout.split()[-1]
-
     def parameters(self, *sets: str) -> dict[str, Any]:
         """The micro recipe up to pretraining, as JSON."""
         code = "import sys, json; from components.schema.recipe import Recipe; print(json.dumps(Recipe.load('recipes/tiny.yaml', sys.argv[1:]).model_dump(mode='json')))"

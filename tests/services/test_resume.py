@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.services.deployed import deploy
 from tests.services.rig import Rig
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(1800)]
@@ -26,7 +27,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, str]]:
     rig = Rig.in_folder(tmp_path_factory.mktemp("rig"))
     try:
         rig.start("server")
-        deployment = rig.deploy()
+        deployment = deploy(rig, "flows.pipeline.train_and_release", "rig")
         rig.start("worker")
         rig.start("watch")
         yield rig, deployment
