@@ -71,7 +71,7 @@ def image(project: Project) -> str:
 def servers(project: Project) -> Iterator[Machine]:
     """Prefect and MLflow, and no worker."""
     ports = {name: str(free_port()) for name in ("PREFECT", "MLFLOW")}
-    machine = Machine.cloned(project, project.folder.parent / "servers", **{f"MODELYARD_{name}_PORT": port for name, port in ports.items()}, MODELYARD_WORKERS="0", MODELYARD_DASHBOARD_PORT="0", MODELYARD_METRICS_PORT="0")
+    machine = Machine.cloned(project, project.folder.parent / "servers", **{f"MODELYARD_{name}_PORT": port for name, port in ports.items()}, MODELYARD_WORKERS="0", MODELYARD_DASHBOARD_PORT="0", MODELYARD_METRICS_PORT="0", MODELYARD_FEEDBACK_PORT="0")
     try:
         machine.up()
         yield machine
@@ -94,7 +94,7 @@ def test_a_container_trains_for_a_platform_elsewhere(image: str, servers: Machin
     api, volume = Api(f"{prefect}/api"), tmp_path / "volume"
     volume.mkdir()
     os.chown(volume, 10001, 10001)
-    told = {"PREFECT_API_URL": api.address, "MLFLOW_TRACKING_URI": mlflow, "MODELYARD_DASHBOARD_PORT": "0", "MODELYARD_METRICS_PORT": "0", "OMP_NUM_THREADS": "1"}
+    told = {"PREFECT_API_URL": api.address, "MLFLOW_TRACKING_URI": mlflow, "MODELYARD_DASHBOARD_PORT": "0", "MODELYARD_METRICS_PORT": "0", "MODELYARD_FEEDBACK_PORT": "0", "OMP_NUM_THREADS": "1"}
     container = done(*RUN, "-d", "--volume", f"{volume}:/srv/modelyard", *(word for name, value in told.items() for word in ("--env", f"{name}={value}")), image).split()[-1]
     try:
         wait_for("the container's worker", lambda: api.ask("POST", "/work_pools/modelyard/workers/filter", {}))
