@@ -19,6 +19,7 @@ from scipy.special import bdtr, ndtr, ndtri, stdtr, stdtrit
 
 Side = Literal["two-sided", "greater"]  # "greater": the question is whether a is better than b
 RESAMPLES = 10_000
+Z = 1.959964  # standard errors to either side of an interval of 95 %
 ITEMS_A_VALUE = 8  # where a value stands for so many items on average, a resample is drawn as counts of the values: faster
 DRAWS_AT_ONCE = 1_000_000  # random indices held at once, else
 TINY = 1e-12

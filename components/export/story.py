@@ -18,13 +18,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from components.evaluation.statistics import wilson
+from components.evaluation.statistics import Z, wilson
 from components.registry import ancestry
 from components.registry.ancestry import Ancestry, Lock, Node
 from components.schema import data
 from components.schema.records import Record
 
-Z = 1.959964  # of an interval of 95 %
 COSTS = ("hours", "kwh", "amount")
 
 

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from components.schema.addresses import is_loopback
 from components.schema.config import BadInput, Config, Fraction
 
 URL = re.compile(r"https?://[^\s/]+(/\S*)?")
@@ -92,10 +92,7 @@ class ServeConfig(_Asked):
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach it."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
 
 class ChatConfig(_Asked):

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from components.schema.addresses import is_loopback
 from components.schema.config import BadInput
 from components.schema.records import home
 
@@ -76,10 +76,7 @@ class Settings:
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the servers."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
     def url(self, name: str) -> str:
         """Address of one of our servers, without a slash at the end."""

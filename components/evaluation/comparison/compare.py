@@ -26,6 +26,7 @@ from components.evaluation.comparison.origin import flatten
 from components.evaluation.comparison.reports import TEXTS, Report
 from components.evaluation.statistics import (
     Difference,
+    Z,
     bootstrap_p,
     cautious_error,
     holm,
@@ -42,7 +43,7 @@ from components.evaluation.statistics import (
 from components.schema.config import BadInput
 from components.schema.gate import NoiseFloor, Spread
 
-LEVEL, ALPHA, Z = 0.95, 0.05, 1.959964
+LEVEL, ALPHA = 0.95, 0.05
 SAME_MEAN = 1e-6  # how near the mean of a suite's items must be to its score
 
 Verdict = Literal["better", "worse", "no difference seen"]

@@ -10,7 +10,6 @@ submission that the page sends again is kept once. Where other machines reach th
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import sys
 from importlib.resources import files
@@ -25,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from components.feedback.people import routes, signing
 from components.feedback.people.opinions import Refused
 from components.feedback.people.store import Store
+from components.schema.addresses import is_loopback
 from components.schema.config import BadInput, Unavailable
 
 PORT, LARGEST_BODY = 8700, 512 * 1024  # bytes
@@ -99,11 +99,7 @@ def _not_understood(request: Request, error: Exception) -> JSONResponse:
 
 def needs_codes(host: str) -> bool:
     """Whether a name alone is too little: others reach the server, or the platform has accounts."""
-    try:
-        is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_local = False
-    return not is_local or bool(os.environ.get("PREFECT_API_AUTH_STRING"))
+    return not is_loopback(host) or bool(os.environ.get("PREFECT_API_AUTH_STRING"))
 
 
 def serve(host: str, port: int) -> None:
