@@ -43,12 +43,11 @@ def a_stage(seconds: float) -> subprocess.Popen[str]:
 
 
 def test_a_stage_that_was_asked_to_end_is_not_interrupted_in_its_last_words() -> None:
-    process = a_stage(1.0)
-    began = time.monotonic()
+    process = a_stage(2.0)
     launch.ask_to_end()
-    assert time.monotonic() - began < 0.5, "it does not wait"
+    assert process.poll() is None, "it does not wait"
     time.sleep(0.2)
-    launch.leave(5.0)
+    launch.leave(20.0)
     assert process.stdout is not None and process.stdout.read() == "1\n" and process.returncode == 0
 
 
@@ -56,7 +55,7 @@ def test_a_stage_that_does_not_end_is_killed_when_its_time_is_over() -> None:
     process = a_stage(60.0)
     began = time.monotonic()
     launch.leave(0.5)
-    assert process.returncode == -9 and time.monotonic() - began < 5
+    assert process.returncode == -9 and time.monotonic() - began < 30
 
 
 def test_a_process_that_leaves_starts_no_stage_any_more() -> None:

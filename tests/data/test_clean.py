@@ -153,10 +153,10 @@ def test_every_kind_of_boilerplate_has_an_example_here() -> None:
 @pytest.mark.parametrize("unit", ["x ", "home>", "home | ", "share on ", "facebook,", "by using agree ", "2019 - ", "e-mail ", "copyright (c) ", "   "])
 def test_no_line_keeps_the_boilerplate_rules_busy(unit: str) -> None:
     line = (unit * boilerplate.LONGEST)[: boilerplate.LONGEST]
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(20):
         boilerplate.kind(line)
-    assert (time.perf_counter() - began) / 20 < 0.02
+    assert (time.process_time() - began) / 20 < 0.02
 
 
 # ---------------------------------------------------------------- invariance and poison
@@ -188,9 +188,9 @@ POISON = {
 
 @pytest.mark.parametrize("name", POISON)
 def test_a_poisoned_text_is_cleaned_in_bounded_time(name: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     cleaned([POISON[name]], normalization="NFKC" if name == "what unfolds" else "NFC")
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_stacks_of_combining_marks_are_cut_and_ordinary_ones_are_not() -> None:

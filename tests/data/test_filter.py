@@ -139,10 +139,10 @@ def test_a_document_on_which_a_filter_fails_costs_that_document(monkeypatch: pyt
 
 @pytest.mark.parametrize("poison", ["word " * 2_000_000, "x" * 10_000_000, "1 2 3 - " * 500_000, "a\u0301\u0323" * 1_000_000, "a@b.c " * 500_000, ""], ids=["line", "word", "numbers", "marks", "addresses", "empty"])
 def test_a_poisoned_text_is_judged_in_bounded_time(poison: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     filtered([poison], rules=FilterConfig().rules)
     filtered([poison])
-    assert time.perf_counter() - began < 15
+    assert time.process_time() - began < 15
 
 
 # ---------------------------------------------------------------- the step

@@ -140,6 +140,6 @@ BUSY = {
 
 @pytest.mark.parametrize("name", BUSY)
 def test_no_text_keeps_the_patterns_busy(name: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     pii.replaced(BUSY[name], pii.KINDS)
-    assert time.perf_counter() - began < 3
+    assert time.process_time() - began < 3

@@ -61,9 +61,9 @@ LAUGHS = "<!DOCTYPE x [<!ENTITY a 'lol'>" + "".join(f"<!ENTITY {chr(98 + i)} '{f
     ],
 )
 def test_a_page_made_to_break_readers_is_refused_at_once(html, reason):
-    began = time.monotonic()
+    began = time.process_time()
     assert page(html).reason == reason
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_entities_of_a_pages_own_are_not_expanded():
@@ -71,10 +71,10 @@ def test_entities_of_a_pages_own_are_not_expanded():
 
 
 def test_many_metas_and_binary_rubbish_are_no_trouble():
-    began = time.monotonic()
+    began = time.process_time()
     assert isinstance(page("<meta name=a content=b>" * 30_000 + BODY), Collected)
     assert isinstance(page(bytes(range(256)) * 2000), Collected | Refused)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_an_html_file_that_is_too_long_or_truncated_is_one_refusal(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import os
 import signal
 import socket
@@ -194,7 +195,7 @@ def test_a_killed_child_comes_back_and_one_that_keeps_failing_ever_more_slowly(t
     assert "was killed by SIGKILL" in running.state.ended and not running.ready
     pauses = []
     for _ in range(8):
-        pauses.append(round(running.due - time.monotonic()))
+        pauses.append(math.ceil(running.due - time.monotonic()))
         running.start()
         os.kill(running.process.pid, signal.SIGKILL)
         _until(lambda: running.look() or running.process is None)

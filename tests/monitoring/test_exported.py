@@ -53,7 +53,7 @@ def test_a_stage_at_work_tells_its_loss_its_speed_and_how_far_it_is() -> None:
     assert found[f"modelyard_training_loss{labels}"] == 2.5
     assert found[f"modelyard_training_step{labels}"] == 850 and found[f"modelyard_training_steps{labels}"] == 1700
     assert found[f"modelyard_stage_memory_bytes{labels}"] == pytest.approx(865.5e6)
-    assert time.time() - found[f"modelyard_training_step_timestamp_seconds{labels}"] == pytest.approx(5, abs=2)
+    assert 4 < time.time() - found[f"modelyard_training_step_timestamp_seconds{labels}"] < 60
 
 
 def test_alignment_counts_iterations_and_a_stage_that_does_not_train_has_no_steps() -> None:

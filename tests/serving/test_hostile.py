@@ -100,7 +100,7 @@ def test_who_sends_too_slowly_is_given_up(usual, sent, status):
         answer = b""
         while part := connection.recv(4096):  # until it is closed
             answer += part
-    assert answer[9:12] == status and 0.3 < time.monotonic() - began < 6
+    assert answer[9:12] == status and 0.3 < time.monotonic() - began < 30
 
 
 def test_a_slow_client_is_given_up_although_it_keeps_sending(usual):
