@@ -17,9 +17,10 @@ down: setup  ## end the platform
 test: setup  ## everything but what is marked slow or services
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-test-slow: setup .venv-bench/torchao/ready  ## learning, kills and resumes of the whole line, 8 and 4 bits: many minutes
+test-slow: setup .venv-bench/torchao/ready .venv-bench/llama-cpp/ready  ## learning, kills and resumes of the whole line, 8 and 4 bits, llama.cpp: more than an hour
 	$(BIN)/python -m pytest -q -m slow
 	PYTHONPATH=$(CURDIR)/.venv-bench/torchao $(BIN)/python -m pytest -q -m '' tests/export/test_quantized.py tests/flows/test_export.py
+	PYTHONPATH=$(CURDIR)/.venv-bench/llama-cpp $(BIN)/python -m pytest -q -m '' tests/export/test_gguf.py
 
 test-services: setup  ## what needs servers of its own
 	$(BIN)/python -m pytest -q -m services || [ $$? -eq 5 ]
@@ -41,6 +42,10 @@ bench: setup .venv-bench/ready .venv-bench/litgpt/ready .venv-bench/trl/ready  #
 
 .venv-bench/torchao/ready: setup constraints.txt  # beside the environment: transformers would import it in every process
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade -c constraints.txt --target .venv-bench/torchao torchao
+	@touch $@
+
+.venv-bench/llama-cpp/ready:  # built from source in about nine minutes, with gcc
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv-bench/llama-cpp llama-cpp-python==0.3.36
 	@touch $@
 
 .venv-bench/trl/ready: benchmarks/requirements-trl.txt

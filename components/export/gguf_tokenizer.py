@@ -108,7 +108,7 @@ def _name(pre: dict[str, Any]) -> str:
 
 
 def _refused(what: str) -> BadInput:
-    return BadInput(f"export: the tokenizer {what}, so a GGUF file would tokenize some texts otherwise than the model was trained. {APART}, or train with data.tokenizer of kind pretrained that cuts as GPT-2, Llama 3, SmolLM or Qwen2 do")
+    return BadInput(f"export: the tokenizer {what}, so a GGUF file would tokenize some texts otherwise than the model was trained. {APART}, or train with data.tokenizer of kind bpe, or of kind pretrained with one that cuts as GPT-2, Llama 3, SmolLM or Qwen2 do")
 
 
 def _id_of(token: Any, by_id: dict[int, str]) -> int | None:

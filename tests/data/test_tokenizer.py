@@ -104,6 +104,12 @@ def test_every_kind_knows_its_roles_and_renders_chats(made, kind):
     assert loaded.decode(learnt) == "A1<|end|>"
 
 
+def test_words_are_cut_as_qwen2_cuts_them():
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    assert tokenizer.WORDS == PRETOKENIZE_REGEX
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_digits_stand_alone_and_special_tokens_stand_first(made, kind):
     loaded = plain(made[kind])

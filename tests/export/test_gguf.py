@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+import subprocess
+import sys
+import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config
 
 from components.data.tokenizing.tokenizer import CHAT_TEMPLATE, WORDS
+from components.models.build import load_tokenizer
 from components.schema.config import BadInput
 from components.schema.export import ExportConfig
 from tests.export import models
@@ -72,7 +77,7 @@ def test_matrices_take_the_bits_that_were_asked_for(llama: Path, tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("words", "ignore_merges", "name"),
-    [(models.gpt2_words(), False, "gpt-2"), (digits(), False, "smollm"), (split(QWEN_2), False, "qwen2"), (split(LLAMA_3), True, "llama-bpe"), (split(LLAMA_3), False, "smaug-bpe")],
+    [(models.gpt2_words(), False, "gpt-2"), (digits(), False, "smollm"), (split(WORDS), False, "qwen2"), (split(LLAMA_3), True, "llama-bpe"), (split(LLAMA_3), False, "smaug-bpe")],
 )
 def test_a_tokenizer_that_llama_cpp_has_gets_its_name(tmp_path: Path, words: Any, ignore_merges: bool, name: str) -> None:
     models.tokenizer(tmp_path, words, ignore_merges)
@@ -84,7 +89,6 @@ def test_a_tokenizer_that_llama_cpp_has_gets_its_name(tmp_path: Path, words: Any
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (split(WORDS), "none of llama.cpp's expressions"),
         (split(QWEN_2.replace(r"\s+(?!\S)|", "")), "none of llama.cpp's expressions"),
         (pre_tokenizers.ByteLevel(add_prefix_space=True), "cuts text by ByteLevel"),
         (pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), models.gpt2_words()]), "in this form"),
@@ -141,15 +145,37 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused_before_anything_is_wr
 @pytest.mark.parametrize("kind", KINDS)
 def test_llama_cpp_tokenizes_and_computes_the_same(kind: str, numbers: str, tmp_path: Path) -> None:
     cuts = {"qwen2": split(QWEN_2)}
-    if kind != "qwen2":  # transformers reads a tokenizer beside a Qwen2 as Qwen2's own, whatever tokenizer.json says
+    if kind != "mistral":
         cuts |= {"gpt2": models.gpt2_words(), "llama3": split(LLAMA_3), "smollm": digits()}
     for name, words in cuts.items():
         figures = written(models.model(tmp_path / name, KINDS[kind], words), tmp_path / f"{name}-out", numbers=numbers)
         assert figures["check_llama_cpp"]["logit_difference_max"] < {"f32": 1e-4, "f16": 5e-2, "q8_0": 1.0}[numbers] and "7 texts tokenized alike" in figures["llama_cpp"]
 
 
+def odd_texts(count: int) -> list[str]:
+    """Letters, digits, spaces, signs, line ends and combining marks of many scripts, drawn at random; and each character that has a name, between others."""
+    pools = ["abcXYZéßÜñ漢字かな", "0123456789٣४½²", " \t\n\r\u00a0\u3000\u2009\u0085", "+-*/=.,!?'\"()[]{}<>|#$%&_~`^:;", "😀🏽\u200d♂\ufe0f\u0301\u0323\ufeff\x1f", "'s't're've'm'll'd'S'T"]
+    draw = random.Random(0)
+    drawn = ["".join(draw.choice(draw.choice(pools)) for _ in range(draw.randint(1, 40))) for _ in range(count)]
+    named = [chr(i) for i in range(1, 0x110000) if unicodedata.category(chr(i)) not in ("Cn", "Cs", "Co")]
+    return [*drawn, *("".join(f"a{c}b 1{c}2 .{c}. {c}{c}\n{c}" for c in named[i : i + 500]) for i in range(0, len(named), 500))]
+
+
 @by_llama_cpp
-def test_a_tokenizer_that_transformers_reads_otherwise_than_the_file_says_is_found(tmp_path: Path) -> None:
+def test_llama_cpp_reads_any_text_as_the_data_line_does(tmp_path: Path) -> None:
+    model = models.model(tmp_path / "model", words=split(WORDS))
+    written(model, tmp_path / "out", numbers="f32")
+    texts = odd_texts(3000)
+    request = json.dumps({"file": str(tmp_path / "out" / gguf_file.FILE), "texts": texts, "ids": [], "context": 64})
+    done = subprocess.run([sys.executable, "-m", "components.export.llama_cpp_check"], input=request, capture_output=True, text=True, check=True)
+    tokenizer = load_tokenizer(model)
+    for text, ids in zip(texts, json.loads(done.stdout.splitlines()[-1])["ids"], strict=True):
+        assert ids == tokenizer(text)["input_ids"], repr(text[:60])
+
+
+@by_llama_cpp
+def test_a_name_that_is_only_nearly_right_is_found_by_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_tokenizer, "_name", lambda words: "qwen2")
     with pytest.raises(BadInput, match=r"llama\.cpp tokenizes .* and the model was trained with"):
         written(models.model(tmp_path / "model", KINDS["qwen2"], models.gpt2_words()), tmp_path / "out")
 

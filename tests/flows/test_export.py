@@ -30,8 +30,11 @@ def test_a_release_is_exported_checked_measured_and_described(tmp_path: Path) ->
     assert "export: reuse" in again and "evaluate: run" not in again and (out / "int8/README.md").read_text() == page
     assert "hello" not in project.run("chat", str(out / "int8"), "--max-new-tokens", "4", input="hello\n").stderr
 
-    refused = project.run("export", uri, "--to", "gguf", "--out", str(out / "gguf"), code=2).stderr
-    assert "none of llama.cpp's expressions" in refused and not (out / "gguf").exists()
+    project.run("export", uri, "--to", "gguf", "--out", str(out / "gguf"))
+    assert "inside, as llama.cpp's qwen2" in (out / "gguf/README.md").read_text() and (out / "gguf/model.gguf").is_file()
+
+    refused = project.run("export", uri, "--to", "int4", "--group-size", "128", "--out", str(out / "int4"), code=2).stderr
+    assert "128" in refused and not (out / "int4").exists()
     (out / "mine").mkdir()
     (out / "mine/thesis.txt").write_text("mine")
     refused = project.run("export", uri, "--to", "card", "--out", str(out / "mine"), code=2).stderr

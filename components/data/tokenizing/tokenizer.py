@@ -32,8 +32,9 @@ from components.schema.config import BadInput
 from components.schema.data import DataConfig, TokenizerConfig
 from components.schema.records import digest, file_md5
 
-# GPT-2's words with two changes: each digit is alone, and a sign takes the space between it and a number ("12", " + ", "5").
-WORDS = r"\p{N}| ?[^\s\p{L}\p{N}]+(?: (?=\p{N}))?| ?\p{L}+|\s+(?!\S)|\s+"
+# Qwen2's words, letter for letter (its tokenizer.json): each digit is alone, and line ends belong to what stands before them. Other programs know it by
+# name: llama.cpp reads a tokenizer by such a name alone, and transformers uses it for every folder whose config.json says qwen2.
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
