@@ -1,6 +1,7 @@
 """What an endpoint is asked to be (which models in which arms, where it listens, how much it takes on), and a chat in the terminal.
 
     ServeConfig(model="models:/modelyard@champion", port=8000)
+    ServeConfig.asked("serve", model="serving.yaml", port=8123)      # its options are in a file
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Validati
 
 from components.schema.addresses import is_loopback
 from components.schema.config import BadInput, Config, Fraction
+from components.schema.feedback import read_file
 
 URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 ENGINES = ("auto", "own", "vllm")
@@ -82,6 +84,15 @@ class ServeConfig(_Asked):
     """Share of those requests that are kept."""
     threads: NonNegativeInt = 0
     """Threads of the engine; 0 = what OMP_NUM_THREADS or torch says."""
+
+    @classmethod
+    def asked(cls, command: str, **values: object) -> Self:
+        """As every command is asked; where `model` is a YAML file, the options that it holds, under those that were given. Errors: BadInput."""
+        file = str(values.get("model"))
+        if file.endswith((".yaml", ".yml")):
+            held = read_file(cls, file, (), command, example="canary=models:/modelyard@challenger", compare="the one in docs/SERVING.md")
+            values = held.model_dump(exclude_unset=True) | {key: value for key, value in values.items() if value is not None and key != "model"}
+        return super().asked(command, **values)
 
     @model_validator(mode="after")
     def _usable(self) -> Self:

@@ -16,7 +16,7 @@ app = typer.Typer()
 @app.command()
 def up(
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay in this terminal, container or service; end on SIGTERM or Ctrl-C.")] = False,
-    serve: Annotated[str | None, typer.Option(help="Also an endpoint for this model, such as models:/modelyard@champion; MODELYARD_SERVE.")] = None,
+    serve: Annotated[str | None, typer.Option(help="Also an endpoint for this model, such as models:/modelyard@champion, or a YAML file of its options; MODELYARD_SERVE.")] = None,
 ) -> None:
     """Start the platform (Prefect, MLflow, workers, watchers, dashboard, page for rankings) and keep it running; again = register what changed."""
     with errors_told():

@@ -19,11 +19,11 @@ KeyFile = Annotated[Path | None, typer.Option("--file", help="File of keys; MODE
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, a checkpoint's folder, or the address of a server that answers in its place.")],
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 = a free one.")] = 8000,
+    model: Annotated[str, typer.Argument(help="models:/NAME@champion, models:/NAME/3, a checkpoint's folder, the address of a server that answers in its place, or a YAML file of these options.")],
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 = a free one (default 8000).")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; MODELYARD_HOST, else 127.0.0.1.")] = None,
     name: Annotated[str | None, typer.Option(help="What clients call the model; its registered name unless told.")] = None,
-    engine: Annotated[str, typer.Option(help="auto, own: this process. vllm: `vllm serve` as a child. A URL, or URL#MODEL: an OpenAI-compatible server that runs already.")] = "auto",
+    engine: Annotated[str | None, typer.Option(help="auto (default), own: this process. vllm: `vllm serve` as a child. A URL, or URL#MODEL: an OpenAI-compatible server that runs already.")] = None,
     canary: Annotated[str | None, typer.Option(help="A second model that answers a share of the users, such as models:/NAME@challenger.")] = None,
     canary_share: Annotated[float | None, typer.Option(help="That share, from 0 to 1 (default 0.1).")] = None,
     shadow: Annotated[str | None, typer.Option(help="A model that answers the same in idle time, only to be compared.")] = None,
@@ -47,7 +47,7 @@ def serve(
         options = ServeConfig.asked(
             "serve", model=model, port=port, host=host or os.environ.get("MODELYARD_HOST"), name=name, engine=engine, canary=canary, canary_share=canary_share, shadow=shadow, keys=key_file,
             running=running, waiting=waiting, context=context, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, body_kib=body_kib, collect=collect,
-            collect_share=collect_share, stop_s=stop_s, threads=threads, wait=wait,
+            collect_share=collect_share, stop_s=stop_s, threads=threads, wait=wait or None,
         )  # fmt: skip
         os.execv(sys.executable, [sys.executable, "-m", "components", "serve", "--options", options.model_dump_json(exclude_unset=True)])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from components.schema.addresses import is_loopback
 from components.schema.config import BadInput
 from components.schema.records import home
+from components.schema.serving import ServeConfig
 
 PORTS = {"prefect": ("MODELYARD_PREFECT_PORT", 4200), "mlflow": ("MODELYARD_MLFLOW_PORT", 5000), "dashboard": ("MODELYARD_DASHBOARD_PORT", 8501), "feedback": ("MODELYARD_FEEDBACK_PORT", 8700), "metrics": ("MODELYARD_METRICS_PORT", 9464), "serving": ("MODELYARD_SERVE_PORT", 8000)}
 OPTIONAL = ("dashboard", "feedback", "metrics", "serving")  # port 0 = not started
@@ -42,7 +43,7 @@ class Settings:
     mlflow_account: tuple[str, str] | None
     """User and password that MLflow asks for; None = it asks for none."""
     serve: str | None = None
-    """Model that the endpoint serves (models:/NAME@champion); None = no endpoint."""
+    """Model that the endpoint serves (models:/NAME@champion), or a YAML file of its options; None = no endpoint."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ, project: Path | None = None) -> Settings:
@@ -114,6 +115,11 @@ class Settings:
             problems.append(f"port {twice[0]} is asked for by {' and '.join(PORTS[name][0] for name in self.served if self.ports[name] == twice[0])}, and only one server can listen there. Give each its own")
         if not self.is_local:
             problems += self._open_problems()
+        if self.serve:
+            try:
+                ServeConfig.asked("MODELYARD_SERVE", model=self.serve)
+            except BadInput as error:
+                problems.append(str(error))
         return problems
 
     def _open_problems(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import math
 import os
 import signal
@@ -308,3 +309,13 @@ def test_an_endpoint_is_started_where_a_model_is_named_and_only_there(tmp_path: 
     assert child.health == "http://127.0.0.1:8123/health" and '"wait":true' in child.command[-1] and '"model":"models:/yard@champion"' in child.command[-1]
     assert environment(asked, {})["MODELYARD_SERVING_URL"] == "http://127.0.0.1:8123" and "serving" in asked.served
     assert "serving" not in {one.name for one in children(settings(tmp_path), {})} and "serving" not in settings(tmp_path).served
+
+
+def test_an_endpoint_of_the_platform_takes_its_options_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "serving.yaml"
+    file.write_text("{model: 'models:/yard@champion', canary: 'models:/yard@challenger', canary_share: 0.2, port: 9000}")
+    (child,) = (one for one in children(settings(tmp_path, MODELYARD_SERVE=str(file), MODELYARD_SERVE_PORT="8123"), {}) if one.name == "serving")
+    assert json.loads(child.command[-1]) == {"model": "models:/yard@champion", "canary": "models:/yard@challenger", "canary_share": 0.2, "host": "127.0.0.1", "port": 8123, "wait": True}
+    file.write_text("{model: 'models:/yard@champion', canary_share: 2, shadwo: x}")
+    with pytest.raises(BadInput, match=r"(?s)2 problem.*canary_share.*shadwo"):
+        settings(tmp_path, MODELYARD_SERVE=str(file))
