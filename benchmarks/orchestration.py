@@ -2,6 +2,7 @@
 
     modelyard run recipes/tiny.yaml && modelyard up
     .venv/bin/python -m benchmarks.orchestration recipes/tiny.yaml [--minutes 1] [--rounds 3]
+    .venv/bin/python -m benchmarks.orchestration recipes/tiny.yaml --minutes 10 --rounds 1 --layers 12
 
 Stage: pretraining of about --minutes, in turn as `python -m components pretrain --config job.yaml` and as the deployment `pretrain`, from the API call to
 Completed, with as many threads and on the same MLflow; learning rates a millionth apart make each a run of its own. What is added is told as fixed
@@ -56,13 +57,14 @@ def main() -> None:
     parser.add_argument("recipe", type=Path, help="a recipe that was run and whose results stand")
     parser.add_argument("--minutes", type=float, default=1.0, help="length of the stage's work; ten say most")
     parser.add_argument("--rounds", type=int, default=3, help="pairs of runs; medians are told")
+    parser.add_argument("--layers", type=int, help="layers of the model that is trained; the recipe's own would read a small data set too often in ten minutes")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the stage")
     options = parser.parse_args()
     if State.running() is None:
         raise BadInput("orchestration: no platform runs here, so there is nothing to measure. Start it: modelyard up")
     join()
-    yard = Yard(options.recipe, Resources(threads=options.threads))
-    text = [f"{machine()}. {options.recipe}, {options.threads} threads, rounds of {options.minutes:g} minutes.", ""]
+    yard = Yard(options.recipe, Resources(threads=options.threads), options.layers)
+    text = [f"{machine()}. {options.recipe}, {yard.model.layers} layers, threads: {options.threads}, rounds: {options.rounds} of {options.minutes:g} minutes.", ""]
     text += yard.reuse(options.rounds) + yard.overhead(options.minutes, options.rounds)
     print("\n".join(text))
     write_section("Orchestration", "\n".join(text))
@@ -71,8 +73,9 @@ def main() -> None:
 class Yard:
     """One recipe on the running platform."""
 
-    def __init__(self, path: Path, resources: Resources) -> None:
+    def __init__(self, path: Path, resources: Resources, layers: int | None) -> None:
         self.path, self.recipe, self.resources = path, Recipe.load(path), resources
+        self.model = self.recipe.model.model_copy(update={"layers": layers} if layers else {})
         self.dataset = versions.current(self.recipe.data)
         self.api = State.running().prefect_url
         self.variant = time.time_ns() // 10**6 % 10**6
@@ -107,7 +110,7 @@ class Yard:
     def through_api(self, steps: int) -> Timed:
         """The deployment's form, filled in over the API."""
         config = self._config(steps)
-        sections = {"model": self.recipe.model.model_dump(mode="json"), "pretrain": config.model_dump(mode="json")}  # what a call leaves out is what the form begins with
+        sections = {"model": self.model.model_dump(mode="json"), "pretrain": config.model_dump(mode="json")}  # what a call leaves out is what the form begins with
         seconds = self.deployed("pretrain", {"recipe": str(self.path), **sections, "resources": self.resources.model_dump(mode="json")})
         return _timed(self._job(config), seconds)
 
@@ -126,7 +129,7 @@ class Yard:
     def _steps_of(self, minutes: float) -> int:
         """As many steps as take about so long, after a short run that says how fast they are here."""
         before = self.plain(max(self.recipe.pretrain.warmup_steps + 1, 8))
-        tokens = self.recipe.pretrain.batch_size * self.recipe.model.context_tokens
+        tokens = self.recipe.pretrain.batch_size * self.model.context_tokens
         return max(self.recipe.pretrain.warmup_steps + 1, round(minutes * 60 * before.tokens_per_s / tokens))
 
     def _config(self, steps: int) -> PretrainConfig:
@@ -135,7 +138,7 @@ class Yard:
         return self.recipe.pretrain.model_copy(update={"steps": steps, "learning_rate": rate})
 
     def _job(self, config: PretrainConfig) -> Job:
-        return jobs.pretrain(self.recipe.model, config, self.dataset, Run(recipe_name=self.recipe.name, seed=self.recipe.seed, resources=self.resources), None)
+        return jobs.pretrain(self.model, config, self.dataset, Run(recipe_name=self.recipe.name, seed=self.recipe.seed, resources=self.resources), None)
 
     def _ask(self, path: str, question: dict[str, Any] | None = None) -> dict[str, Any]:
         asking = request(self.api + path)

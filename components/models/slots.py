@@ -12,7 +12,7 @@ empty, so a batch is what waited when the one before it had ended. Alone reads t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -24,6 +24,10 @@ from components.models import kernels, step_kernels
 from components.models.decoding import Cached, reads_padding_right
 from components.models.passes import Passes, is_plain
 
+READ_BLOCK = 256
+"""Positions whose logits are held at once where all of a prompt's are wanted."""
+Readers = Mapping[int, Callable[[Tensor], None]]
+"""By the prompt's place among those that join: who is given the logits after each of its tokens but the last, in order, (t, V) with t <= READ_BLOCK."""
 CACHE_BYTES = 4 * 2**30
 """Fewer rows than asked for where their caches would be larger than this."""
 
@@ -34,7 +38,7 @@ class Live(Protocol):
     def room(self) -> int:
         """How many rows may join now."""
 
-    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def join(self, prompts: Sequence[Sequence[int]], readers: Readers = {}) -> Tensor:
         """Read prompts, which become the last rows; logits after each, (m, V)."""
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -72,13 +76,18 @@ class Slots:
     def room(self) -> int:
         return self.capacity - self.size
 
-    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def join(self, prompts: Sequence[Sequence[int]], readers: Readers = {}) -> Tensor:
         counts = [len(prompt) for prompt in prompts]
         tokens = torch.tensor([token for prompt in prompts for token in prompt])  # (sum of T): side by side
         x = self.passes.through(tokens, lambda layer, qkv: self._read(layer, qkv, counts))
         self.lengths[self.size : self.size + len(counts)] = torch.tensor(counts)
         self.size += len(counts)
-        return self.passes.logits(x[torch.tensor(counts).cumsum(0) - 1])
+        ends = torch.tensor(counts).cumsum(0)
+        for place, read in readers.items():
+            for block in x[ends[place] - counts[place] : ends[place] - 1].split(READ_BLOCK):
+                if len(block):
+                    read(self.passes.logits(block))
+        return self.passes.logits(x[ends - 1])
 
     def step(self, tokens: Tensor) -> Tensor:
         n = self.size
@@ -130,8 +139,9 @@ class Together:
     def room(self) -> int:
         return 0 if self.size else self.rows
 
-    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def join(self, prompts: Sequence[Sequence[int]], readers: Readers = {}) -> Tensor:
         self.size = len(prompts)
+        _read_again(self.model, prompts, readers)
         self.decoder = Cached(self.model, prompts, torch.arange(self.size), self.pad_id)
         return self.decoder.logits
 
@@ -156,8 +166,9 @@ class Alone:
     def room(self) -> int:
         return 0 if self.text else 1
 
-    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def join(self, prompts: Sequence[Sequence[int]], readers: Readers = {}) -> Tensor:
         self.text = list(prompts[0])
+        _read_again(self.model, prompts, readers)
         return self._after()
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -169,3 +180,11 @@ class Alone:
 
     def _after(self) -> Tensor:
         return self.model(torch.tensor([self.text], device=self.model.device)).logits[:, -1]
+
+
+def _read_again(model: PreTrainedModel, prompts: Sequence[Sequence[int]], readers: Readers) -> None:
+    """Prompts one by one, for those who want to know every position."""
+    for place, read in readers.items():
+        for block in model(torch.tensor([prompts[place]], device=model.device)).logits[0, :-1].split(READ_BLOCK):
+            if len(block):
+                read(block)

@@ -66,15 +66,25 @@ class Answer:
     stops: tuple[str, ...] = ()
     ignores_end: bool = False
     """Whether it goes on behind the model's own end, up to max_tokens."""
+    scores_prompt: bool = False
+    """Whether the prompt's tokens are told as well, in `prompt_odds`; and the model's own end, where it is what comes next."""
     take: Callable[[Piece], None] = lambda piece: None
     """Called by whoever delivers."""
     cancelled: bool = False
     last: int = 0
     text: Text = field(init=False)
     count: int = 0
+    prompt_odds: list[Odds] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, whole before the first piece is delivered."""
 
     def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.text, self._chances = Text(tokenizer, self.stops), chances(self.seed, self.index)
+
+    def score(self, logits: Tensor) -> None:
+        """The next of the prompt's tokens, (t, V) before each."""
+        first = 1 + len(self.prompt_odds)
+        tokens = self.prompt[first : first + len(logits)]
+        self.prompt_odds += [one for one in odds(logits, tokens, [self.how] * len(tokens)) if one]
 
     def chance(self) -> float:
         """The number that decides its next token."""
@@ -187,7 +197,7 @@ class Engine:
                 self._leave(row)
 
     def _join(self, new: list[Answer]) -> None:
-        logits = self.live.join([answer.prompt for answer in new])
+        logits = self.live.join([answer.prompt for answer in new], {place: answer.score for place, answer in enumerate(new) if answer.scores_prompt})
         self.rows += new
         self._accept(new, logits)
 
@@ -207,7 +217,7 @@ class Engine:
         answer.last, answer.count = token, answer.count + 1
         shown = (token,), (told,) if told else ()
         if token in self.ends and not answer.ignores_end:
-            return Piece(answer.text.rest(), (token,), finish="stop")  # counted, but no part of the text: nothing is told about it
+            return Piece(answer.text.rest(), (token,), shown[1] if answer.scores_prompt else (), finish="stop")  # counted, but no part of the text
         text, stopped = answer.text.add(token)
         if stopped:
             return Piece(text, *shown, finish="stop")

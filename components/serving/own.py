@@ -19,7 +19,7 @@ from components.models.build import load, load_tokenizer
 from components.schema.config import BadInput
 from components.serving.engine import Answer, Closed, Deliver, Engine, Full, Piece, Sizes
 from components.serving.protocol import ChatRequest, CompletionRequest, Generation, Message, Refusal, TokenizeRequest
-from components.serving.replies import DONE, ChatReply, CompletionReply, Reply, Words, Written, event, usage_of
+from components.serving.replies import DONE, ChatReply, CompletionReply, Echo, Reply, Words, Written, event, usage_of
 from components.serving.sampling import Sampling
 from components.serving.turn import Turn
 
@@ -118,7 +118,7 @@ class Own:
 
     async def answer(self, request: Request, asked: Generation, turn: Turn, reserve: Reserve, settle: Settle, seen: Callable[[Done], None]) -> Response:
         """The whole answer, or the response that streams it. Raises Refusal; Closed where another version has taken over."""
-        prompts, texts, field = await self._prompts(asked)
+        prompts, field = await self._prompts(asked)
         answers = self._answers(asked, prompts, field)
         reserved = sum(len(one.prompt) for one in answers[:: asked.choices]) + sum(one.max_tokens for one in answers)
         reserve(turn, reserved)
@@ -130,25 +130,25 @@ class Own:
             if isinstance(error, Closed):
                 raise
             raise Refusal(429, "too many answers wait already. Ask again in a moment", code="queue_full", retry_after_s=1) from None
-        run = _Run(self, inbox, self._reply(asked, texts), turn, sum(map(len, prompts)), lambda used: settle(turn, reserved - used), lambda parts: seen(Done(turn, asked, answers, [part.text for part in parts])))
+        run = _Run(self, inbox, self._reply(asked, answers), turn, sum(map(len, prompts)), lambda used: settle(turn, reserved - used), lambda parts: seen(Done(turn, asked, answers, [part.text for part in parts])))
         headers = {"x-modelyard-model": f"{self.name}/{self.version}", "x-modelyard-arm": turn.arm}
         if asked.stream:
             return StreamingResponse(run.events(asked.wants_usage), media_type="text/event-stream", headers={**headers, "cache-control": "no-store"})
         return JSONResponse(await run.whole(request), headers=headers)
 
-    async def _prompts(self, asked: Generation) -> tuple[list[list[int]], list[str], str]:
-        """Token ids of each prompt, what is echoed of each, and the field they came from."""
+    async def _prompts(self, asked: Generation) -> tuple[list[list[int]], str]:
+        """Token ids of each prompt, and the field they came from."""
         if isinstance(asked, ChatRequest):
-            return [await self.tokens_of(self.prompt_of(asked.messages), "messages")], [""], "messages"
+            return [await self.tokens_of(self.prompt_of(asked.messages), "messages")], "messages"
         assert isinstance(asked, CompletionRequest)
-        if asked.echo and asked.logprobs is not None:
-            raise Refusal(400, "echo with logprobs is not done here: log-probabilities are told of what is written only. Leave one of them out", code="unsupported", field="echo", reason="bad_request")
-        if isinstance(asked.prompt, list) and all(isinstance(one, int) for one in asked.prompt):
-            if bad := [one for one in asked.prompt if not 0 <= one < len(self.tokenizer)]:
-                raise Refusal(400, f"prompt holds token {bad[0]}, and the vocabulary has {len(self.tokenizer)}", code="invalid_value", field="prompt", reason="bad_request")
-            return [list(asked.prompt)], [self.tokenizer.decode(asked.prompt) if asked.echo else ""], "prompt"
-        texts = [asked.prompt] if isinstance(asked.prompt, str) else list(asked.prompt)
-        return [await self.tokens_of(text, "prompt") for text in texts], [text if asked.echo else "" for text in texts], "prompt"
+        return [await self._prompt(one) for one in asked.prompts], "prompt"
+
+    async def _prompt(self, given: str | list[int]) -> list[int]:
+        if isinstance(given, str):
+            return await self.tokens_of(given, "prompt")
+        if bad := [one for one in given if not 0 <= one < len(self.tokenizer)]:
+            raise Refusal(400, f"prompt holds token {bad[0]}, and the vocabulary has {len(self.tokenizer)}", code="invalid_value", field="prompt", reason="bad_request")
+        return given
 
     def _answers(self, asked: Generation, prompts: list[list[int]], field: str) -> list[Answer]:
         how = Sampling(1.0 if asked.temperature is None else asked.temperature, asked.top_p or 1.0, max(0, asked.top_k or 0), asked.alternatives)
@@ -160,12 +160,20 @@ class Own:
             longest = asked.longest or self.context - len(prompt)
             if longest < 1 or len(prompt) + longest > self.context:
                 raise self.too_long(f"{len(prompt):,}", longest if asked.longest else 0, field)
-            found += [Answer(prompt, longest, how, seed, len(found) + k, asked.stops, asked.ignore_eos) for k in range(asked.choices)]
+            scored = isinstance(asked, CompletionRequest) and asked.scores_prompt
+            found += [Answer(prompt, longest, how, seed, len(found) + k, asked.stops, asked.ignore_eos, scored) for k in range(asked.choices)]
         return found
 
-    def _reply(self, asked: Generation, texts: list[str]) -> Reply:
+    def _reply(self, asked: Generation, answers: list[Answer]) -> Reply:
         told = (self.name, self.fingerprint, self.words, asked.alternatives is not None)
-        return ChatReply(*told) if isinstance(asked, ChatRequest) else CompletionReply(*told, [text for text in texts for _ in range(asked.choices)])
+        if not isinstance(asked, CompletionRequest):
+            return ChatReply(*told)
+        given = [prompt for prompt in asked.prompts for _ in range(asked.choices)]
+        return CompletionReply(*told, [self._echo(*both) if asked.echo else Echo() for both in zip(given, answers, strict=True)])
+
+    def _echo(self, prompt: str | list[int], answer: Answer) -> Echo:
+        text = prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
+        return Echo(text, answer.prompt, answer.prompt_odds) if answer.scores_prompt else Echo(text)
 
 
 class _Inbox:

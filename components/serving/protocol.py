@@ -151,10 +151,27 @@ class TextFormat(BaseModel):
 class CompletionRequest(Generation):
     """POST /v1/completions"""
 
-    prompt: str | list[int] | list[str]
+    prompt: str | list[int] | list[str] | list[list[int]]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
     best_of: Literal[1] | None = None
+
+    @model_validator(mode="after")
+    def _scores_whole_answers(self) -> CompletionRequest:
+        if self.scores_prompt and self.stream:
+            raise ValueError("echo with logprobs is told when the answer is whole. Leave stream out")
+        return self
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """One or several, alike."""
+        one = isinstance(self.prompt, str) or all(isinstance(token, int) for token in self.prompt)
+        return [self.prompt] if one else self.prompt  # type: ignore[list-item,return-value]
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the log-probabilities of the prompt's own tokens are told."""
+        return bool(self.echo) and self.logprobs is not None
 
     @property
     def longest(self) -> int | None:

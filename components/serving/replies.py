@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from components.serving.engine import Finish, Piece
 from components.serving.sampling import Odds
+from components.serving.text import Text
 
 DONE = b"data: [DONE]\n\n"
 
@@ -124,30 +125,57 @@ class ChatReply(Reply):
         return {"token": text, "logprob": logprob, "bytes": raw}
 
 
+@dataclass(frozen=True)
+class Echo:
+    """The prompt before a choice's text; nothing unless it is asked for."""
+
+    text: str = ""
+    tokens: Sequence[int] = ()
+    odds: Sequence[Odds] = ()
+    """Of the tokens from the second on; the engine fills it."""
+
+    def offsets(self, words: Words) -> list[int]:
+        """Where each token's text begins, as in an answer."""
+        text, found, at = Text(words.tokenizer, keeps_special=True), [], 0
+        for token in self.tokens:
+            found.append(at)
+            at += len(text.add(token)[0])
+        return found
+
+
 class CompletionReply(Reply):
-    """text_completion; `prefixes`: what each choice begins with, where the prompt is echoed."""
+    """text_completion; `echoes`: what each choice begins with."""
 
     kind, prefix = "text_completion", "cmpl"
 
-    def __init__(self, model: str, fingerprint: str, words: Words, wants_odds: bool, prefixes: Sequence[str]) -> None:
+    def __init__(self, model: str, fingerprint: str, words: Words, wants_odds: bool, echoes: Sequence[Echo]) -> None:
         super().__init__(model, fingerprint, words, wants_odds)
-        self.prefixes = prefixes
+        self.echoes = echoes
 
     def begin(self, choices: int) -> bytes:
-        return b"".join(self.chunk(Written(index, text)) for index, text in enumerate(self.prefixes) if text)
+        return b"".join(self.chunk(Written(index, echo.text)) for index, echo in enumerate(self.echoes) if echo.text)
 
     def _choice(self, one: Written) -> dict[str, Any]:
-        return {"index": one.index, "text": self.prefixes[one.index] + one.text, "logprobs": self._odds(one), "finish_reason": one.finish}
+        return {"index": one.index, "text": self.echoes[one.index].text + one.text, "logprobs": self._odds(one), "finish_reason": one.finish}
 
     def _delta(self, part: Written) -> dict[str, Any]:
         return {"index": part.index, "text": part.text, "logprobs": self._odds(part), "finish_reason": part.finish}
 
     def _odds(self, one: Written) -> dict[str, Any] | None:
-        if not self.wants_odds or not one.odds:
+        echo = self.echoes[one.index]
+        if not self.wants_odds or not (one.odds or echo.tokens):
             return None
+        told = [*([None] if echo.tokens else []), *echo.odds, *one.odds]  # nothing comes before a prompt's first token
         return {
-            "tokens": [self.words(token)[0] for token in one.tokens[: len(one.odds)]],
-            "token_logprobs": [odds.logprob for odds in one.odds],
-            "top_logprobs": [{self.words(token)[0]: logprob for token, logprob in odds.top} for odds in one.odds],
-            "text_offset": [len(self.prefixes[one.index]) + offset for offset in one.offsets[: len(one.odds)]],
+            "tokens": [self.words(token)[0] for token in (*echo.tokens, *one.tokens[: len(one.odds)])],
+            "token_logprobs": [odds and odds.logprob for odds in told],
+            "top_logprobs": [odds and self._top(odds) for odds in told],
+            "text_offset": [*echo.offsets(self.words), *(len(echo.text) + offset for offset in one.offsets[: len(one.odds)])],
         }
+
+    def _top(self, odds: Odds) -> dict[str, float]:
+        """By text; of tokens that look alike (parts of a character do), the likeliest."""
+        found: dict[str, float] = {}
+        for token, logprob in odds.top:
+            found.setdefault(self.words(token)[0], logprob)
+        return found

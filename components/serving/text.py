@@ -16,10 +16,10 @@ MOST_PENDING = 8
 
 
 class Text:
-    """Special tokens are left out, as in any answer that is shown."""
+    """Special tokens are left out, as in any answer that is shown, unless `keeps_special`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stops = tokenizer, tuple(stops)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = (), keeps_special: bool = False) -> None:
+        self.tokenizer, self.stops, self.keeps_special = tokenizer, tuple(stops), keeps_special
         self.ids: list[int] = []
         self._from = self._known = 0  # text of ids[_from:_known] is out; decoding begins before what is new, since tokens are joined by what stands before them
         self._held = ""
@@ -42,7 +42,7 @@ class Text:
         return out
 
     def _decoded(self, end: int) -> str:
-        return self.tokenizer.decode(self.ids[self._from : end], skip_special_tokens=True) if end > self._from else ""
+        return self.tokenizer.decode(self.ids[self._from : end], skip_special_tokens=not self.keeps_special) if end > self._from else ""
 
     def _past_stops(self, new: str) -> tuple[str, bool]:
         whole = self._held + new

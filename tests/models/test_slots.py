@@ -39,6 +39,22 @@ def test_rows_join_at_any_step_and_leave_and_each_goes_on_as_the_whole_text_woul
     assert joined == len(PROMPTS)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_what_comes_after_each_token_of_a_prompt_is_told_to_who_asks(words, kind, monkeypatch):
+    monkeypatch.setattr(slots, "READ_BLOCK", 3)
+    model, told = make(words, kind), []
+    live = slots_for(model, rows=4, context=32, pad_id=0)
+    prompts = [list(prompt) for prompt in PROMPTS[:2]] if live.room() > 1 else [list(PROMPTS[0])]
+    asks = len(prompts) - 1
+    held(prompts, live.join(prompts, {asks: told.append}), model)
+    assert max(map(len, told)) <= 3
+    held([prompts[asks][:n] for n in range(1, len(prompts[asks]))], torch.cat(told), model)
+    live.leave(0)
+    if live.room():
+        live.join([[7]], {0: lambda block: pytest.fail("there is nothing before the last token")})
+
+
 def test_rows_are_as_many_as_their_caches_may_take(words, monkeypatch):
     model = make(words, "llama")
     row = 2 * 32 * 32 * 4 * 2  # key and value, hidden numbers, columns, bytes, layers

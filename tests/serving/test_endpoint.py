@@ -84,6 +84,37 @@ def test_completions_go_on_from_a_text_from_tokens_and_from_several(client, netw
     assert streamed == "Once upon" + one.choices[0].text
 
 
+def test_the_tokens_of_an_echoed_prompt_are_told_with_their_odds(usual, client, network):
+    model, tokenizer = network
+    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Once upon a time ü", "Twice")]
+    asked = {"model": "small", "temperature": 0, "echo": True, "logprobs": 3, "max_tokens": 2, "extra_body": {"ignore_eos": True}}
+    answer = client.completions.create(prompt=prompts, **asked)
+    for choice, ids in zip(answer.choices, prompts, strict=True):
+        told = choice.logprobs
+        with torch.no_grad():
+            shares = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset) == len(ids) + 2
+        assert told.token_logprobs[0] is None and told.top_logprobs[0] is None
+        assert told.token_logprobs[1 : len(ids)] == pytest.approx([float(shares[i, id]) for i, id in enumerate(ids[1:])], abs=1e-4)
+        assert [max(top.values()) for top in told.top_logprobs[1 : len(ids)]] == pytest.approx(shares[:-1].max(-1).values.tolist(), abs=1e-4)
+        assert told.text_offset == sorted(told.text_offset) and told.text_offset[len(ids)] == len(tokenizer.decode(ids)) and choice.text.startswith(tokenizer.decode(ids))
+    refused = usual.http.post("/v1/completions", json={"model": "small", "prompt": "a", "echo": True, "logprobs": 1, "stream": True})
+    assert refused.status_code == 400 and "Leave stream out" in refused.json()["error"]["message"]
+
+
+def test_lm_eval_scores_the_endpoint_as_it_scores_the_folder(usual, small):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    pairs = [("Once upon a time", " there was"), ("Twice", "!"), ("What is 3 plus 4?", " 7"), ("", "a beginning")]
+    asked = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    served = LocalCompletionsAPI(base_url=f"{usual.url}/v1/completions", model="small", tokenizer=str(small), max_length=200, batch_size=3)
+    here = HFLM(pretrained=str(small), batch_size=1, device="cpu", max_length=200)
+    for found, wanted in zip(served.loglikelihood(asked), here.loglikelihood(asked), strict=True):
+        assert found[0] == pytest.approx(wanted[0], abs=1e-3) and found[1] == wanted[1]
+
+
 def test_a_stop_string_ends_an_answer_before_it(client):
     asked = {"model": "small", "messages": CHAT, "max_tokens": 40, "temperature": 1, "seed": 11, "extra_body": {"ignore_eos": True}}
     whole = client.chat.completions.create(**asked).choices[0].message.content

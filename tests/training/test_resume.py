@@ -199,12 +199,13 @@ def test_killed_at_ten_random_steps_it_ends_with_the_same_bits_and_each_step_onc
 
 
 CHILD = """
-import sys, torch
+import signal, sys, torch
 from pathlib import Path
 from components.schema.training import ModelConfig, PretrainConfig
 from components.training import pretrain
 from components.training.trainer import Context, Looks
 from components.training.watch import Watch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell started in the background ignore it
 torch.set_num_threads(1)
 *paths, steps = sys.argv[1:]
 tokens, tokenizer, out = map(Path, paths)
