@@ -56,7 +56,7 @@ from components.schema.evaluation import EvalConfig
 from components.schema.records import REVISIONS, Outcome, Record, Sample, digest, file_md5
 
 Emit = Callable[[dict[str, Any]], None]
-SAMPLES_PER_MODEL = 3
+SAMPLES_PER_MODEL = 12
 BOOTSTRAP_DRAWS = 100_000  # lm-eval's default; only metrics that are no mean use it
 SEEDS = (0, 1234, 1234)  # of random, numpy and torch, as lm-eval's command line sets them
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import streamlit as st
 
-from components.evaluation.statistics import cautious_error
+from components.evaluation.statistics import Z, cautious_error
 from dashboards import look
 from dashboards.services import releases
 
 SHOWN = 25
 WHICH = ("Best and champion of each model", "Every version")
-Z = 1.96
 
 
 def main() -> None:

@@ -267,7 +267,7 @@ def test_a_run_is_complete_deterministic_and_asks_nothing_of_the_network(world: 
     files = sorted(p.relative_to(tmp_path / "1") for p in (tmp_path / "1/items").rglob("*.parquet"))
     assert len(files) == 9
     assert all((tmp_path / "1" / f).read_bytes() == (tmp_path / "2" / f).read_bytes() for f in files)
-    assert len(one.samples) == 9 and one.samples[3].prompt.startswith("[chat] Question: Ann has")
+    assert len(one.samples) == 36 and one.samples[12].prompt.startswith("[chat] Question: Ann has")
     assert set(one.execution["seconds"]["policy"]) == {*MINI, "perplexity"}
     assert events[-1] == {"event": "progress", "step": 57, "total": 57, "unit": "items"}  # (8 + 7 + 4) * 3
     assert one.figures["tasks"] == {"mini_gsm8k": "1.0", "mini_mmlu": "1.0", "mini_humaneval": "1.0"}
