@@ -73,6 +73,12 @@ def test_prompt_and_answer_together_must_fit_the_context(usual):
     assert error(usual.ask("/v1/completions", prompt=""), 400)["param"] == "prompt"
 
 
+@pytest.mark.parametrize("prompt", [[], [[]], [[5], []], [[5, -1]], [[5, 10**9]], [[5], "text"], [[[5]]], [[True]], [5.0], {"text": "a"}, None])
+def test_a_prompt_of_the_wrong_shape_is_a_400_that_names_it(usual, prompt):
+    found = error(usual.ask("/v1/completions", prompt=prompt, echo=True, logprobs=1), 400)
+    assert found["param"] and found["param"].startswith("prompt")
+
+
 def test_unknown_models_routes_and_methods(usual):
     assert "There is: small, small/local" in error(usual.ask(model="gpt-9"), 404)["message"]
     assert error(usual.http.post("/v1/embeddings", json={}), 404)["code"] == "unknown_url"
