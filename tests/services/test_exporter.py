@@ -85,7 +85,7 @@ def test_promtool_finds_nothing_to_say_about_the_metrics(platform: tuple[Daemon,
 def test_a_server_that_goes_away_sets_off_its_alert(platform: tuple[Daemon, int, int]) -> None:
     server, metrics, prometheus = platform
     alert = 'ALERTS{alertname="ModelyardServerAway",source="prefect",alertstate="firing"}'
-    assert asked(prometheus, 'modelyard_up{source="prefect"}') == "1" and asked(prometheus, alert) is None
+    wait_for("a server that is well", lambda: asked(prometheus, 'modelyard_up{source="prefect"}') == "1" and asked(prometheus, alert) is None)
     server.end(signal.SIGKILL)
     wait_for("the exporter to notice", lambda: 'modelyard_up{source="prefect"} 0.0' in scraped(metrics))
     assert "modelyard_workers_online" not in scraped(metrics), "an old number must not pass for a new one"
