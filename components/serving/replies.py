@@ -21,6 +21,8 @@ from components.serving.sampling import Odds
 from components.serving.text import Text
 
 DONE = b"data: [DONE]\n\n"
+LINE_ENDS = {ord(one): f"\\u{ord(one):04x}" for one in "\x85\u2028\u2029"}
+"""Beside those that JSON escapes itself."""
 
 
 @dataclass
@@ -42,8 +44,9 @@ class Written:
 
 
 def event(data: dict[str, Any]) -> bytes:
-    """A server-sent event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+    """A server-sent event. What some clients take for the end of a line (httpx does) is escaped, so that each event stays on one."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(LINE_ENDS)
+    return b"data: " + text.encode("utf-8", "replace") + b"\n\n"
 
 
 def usage_of(prompt: int, completion: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from components.feedback.people import assignment, opinions
 from components.feedback.people.asking import ask
-from components.feedback.people.store import DONE, OPEN, SKIPPED, Claim
+from components.feedback.people.store import DONE, OPEN, SKIPPED, Claim, Item
 from components.schema.config import BadInput
 from components.schema.people import AskConfig
 from tests.feedback.people import all_claims, claims, filled, made, person, question, said, say
@@ -46,6 +46,16 @@ def test_eight_people_at_once_never_exceed_the_overlap(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         done = list(pool.map(work, [f"person{i}" for i in range(8)]))
     assert sum(done) == 16 and set(Counter(one.item.id for one in said(store)).values()) == {2}
+
+
+def test_a_question_that_filled_up_between_the_look_and_the_lock_goes_to_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In PostgreSQL the count by which a question is found may be older than the lock on it."""
+    store = filled(tmp_path, questions=2, overlap=1)
+    (first,) = claims(store, person(store, "Ada"))
+    find, stale = assignment._next, [first.item]
+    monkeypatch.setattr(assignment, "_next", lambda session, *asked: session.get(Item, stale.pop().id) if stale else find(session, *asked))
+    (second,) = claims(store, person(store, "Bo"))
+    assert not stale and second.item_id != first.item_id and (first.slot, second.slot) == (0, 0)
 
 
 def test_the_database_itself_refuses_what_must_not_be(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,9 +66,17 @@ class Yard:
         return self.state()["children"][child]["process"]["pid"]
 
     def ask(self, path: str, question: dict[str, Any] | None = None) -> Any:
+        """As clients of Prefect do: a 503 (its SQLite is busy) is asked again."""
         data = None if question is None else json.dumps(question).encode()
-        with urllib.request.urlopen(urllib.request.Request(self.api + path, data, {"Content-Type": "application/json"}), timeout=60) as answer:
-            return json.load(answer)
+        for seconds in (0.5, 1, 2, 4, 8):
+            try:
+                with urllib.request.urlopen(urllib.request.Request(self.api + path, data, {"Content-Type": "application/json"}), timeout=60) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != 503:
+                    raise
+                time.sleep(seconds)
+        raise AssertionError(f"{path} is unavailable for a quarter of a minute")
 
     def marked(self) -> list[int]:
         """Processes that bear the platform's mark, found without our own code."""

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from components.serving.replies import event
 from tests.serving.conftest import until
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
@@ -62,6 +63,12 @@ def test_an_option_at_the_value_that_means_nothing_is_let_through(usual):
 def test_text_that_no_template_foresees_is_read_as_text(usual):
     for content in ("{{ 7 * 7 }}", "\0\x1b[31m", "<|end|>" * 3, "‮txt", "🙂" * 8):
         assert usual.ask(messages=[{"role": "user", "content": content}]).status_code == 200
+
+
+def test_what_some_clients_take_for_a_line_end_stays_within_an_event():
+    text = "a\x85b\u2028c\u2029d\x0be\x1cf\r\n"
+    sent = event({"text": text}).decode()
+    assert len(sent.splitlines()) == 2 and json.loads(sent.removeprefix("data: ")) == {"text": text}
 
 
 def test_prompt_and_answer_together_must_fit_the_context(usual):

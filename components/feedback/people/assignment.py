@@ -80,23 +80,25 @@ def _let_go(session: Session, dataset: str, annotator: Annotator, now: float) ->
 
 
 def _holds(session: Session, claim: Claim) -> bool:
-    """Whether an open claim still counts: it has its slot, or finds one again."""
+    """Whether an open claim counts: it has its slot, or finds one."""
     take_slot(session, claim)
     return claim.slot is not None or claim.item.is_gold
 
 
 def _claimed(session: Session, annotator: Annotator, config: AskConfig) -> Claim | None:
-    """A new claim on the next item of this person; None where there is none."""
-    item = _next(session, annotator, config)
-    if item is None:
-        return None
-    places = list(range(len(item.answers)))
-    Random(f"{config.seed}/{item.digest}/{annotator.name}").shuffle(places)
-    claim = Claim(item=item, item_id=item.id, annotator_id=annotator.id, slot=None, state=OPEN, until=0.0, shown=places)
-    take_slot(session, claim)
-    session.add(claim)
-    session.flush()
-    return claim
+    """A new claim on the next item of this person; None where there is none.
+
+    PostgreSQL finds an item by the counts of the moment before it locks it. One that others filled in between has no slot left, and the next look knows.
+    """
+    while (item := _next(session, annotator, config)) is not None:
+        places = list(range(len(item.answers)))
+        Random(f"{config.seed}/{item.digest}/{annotator.name}").shuffle(places)
+        claim = Claim(item=item, item_id=item.id, annotator_id=annotator.id, slot=None, state=OPEN, until=0.0, shown=places)
+        if _holds(session, claim):
+            session.add(claim)
+            session.flush()
+            return claim
+    return None
 
 
 def _next(session: Session, annotator: Annotator, config: AskConfig) -> Item | None:
