@@ -28,6 +28,7 @@ READ_BLOCK = 256
 """Positions whose logits are held at once where all of a prompt's are wanted."""
 Readers = Mapping[int, Callable[[Tensor], None]]
 """By the prompt's place among those that join: who is given the logits after each of its tokens but the last, in order, (t, V) with t <= READ_BLOCK."""
+NOBODY: Readers = {}
 CACHE_BYTES = 4 * 2**30
 """Fewer rows than asked for where their caches would be larger than this."""
 
@@ -38,7 +39,7 @@ class Live(Protocol):
     def room(self) -> int:
         """How many rows may join now."""
 
-    def join(self, prompts: Sequence[Sequence[int]], readers: Readers = {}) -> Tensor:
+    def join(self, prompts: Sequence[Sequence[int]], readers: Readers = NOBODY) -> Tensor:
         """Read prompts, which become the last rows; logits after each, (m, V)."""
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ class Slots:
     def room(self) -> int:
         return self.capacity - self.size
 
-    def join(self, prompts: Sequence[Sequence[int]], readers: Readers = {}) -> Tensor:
+    def join(self, prompts: Sequence[Sequence[int]], readers: Readers = NOBODY) -> Tensor:
         counts = [len(prompt) for prompt in prompts]
         tokens = torch.tensor([token for prompt in prompts for token in prompt])  # (sum of T): side by side
         x = self.passes.through(tokens, lambda layer, qkv: self._read(layer, qkv, counts))
@@ -139,7 +140,7 @@ class Together:
     def room(self) -> int:
         return 0 if self.size else self.rows
 
-    def join(self, prompts: Sequence[Sequence[int]], readers: Readers = {}) -> Tensor:
+    def join(self, prompts: Sequence[Sequence[int]], readers: Readers = NOBODY) -> Tensor:
         self.size = len(prompts)
         _read_again(self.model, prompts, readers)
         self.decoder = Cached(self.model, prompts, torch.arange(self.size), self.pad_id)
@@ -166,7 +167,7 @@ class Alone:
     def room(self) -> int:
         return 0 if self.text else 1
 
-    def join(self, prompts: Sequence[Sequence[int]], readers: Readers = {}) -> Tensor:
+    def join(self, prompts: Sequence[Sequence[int]], readers: Readers = NOBODY) -> Tensor:
         self.text = list(prompts[0])
         _read_again(self.model, prompts, readers)
         return self._after()

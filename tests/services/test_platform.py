@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
