@@ -44,7 +44,7 @@ bench: setup .venv-bench/ready .venv-bench/litgpt/ready .venv-bench/trl/ready  #
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade -c constraints.txt --target .venv-bench/torchao torchao
 	@touch $@
 
-.venv-bench/llama-cpp/ready:  # built from source in about nine minutes, with gcc
+.venv-bench/llama-cpp/ready: | setup  # built from source in about nine minutes, with gcc
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv-bench/llama-cpp llama-cpp-python==0.3.36
 	@touch $@
 

@@ -315,7 +315,7 @@ def _rankings(store: Store, config: AskConfig) -> dict[str, Any]:
 
 def _right(rule: simulated.Rule, folder: Path) -> float:
     """Of the exported pairs about which the rule says something, or that it calls equal, the share that it has in the same order."""
-    rows = [json.loads(line) for line in (folder / "preferences" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (folder / "preferences" / "pairs.jsonl").read_text(encoding="utf-8").split("\n") if line]
     return fmean(rule.count(row["chosen"]) < rule.count(row["rejected"]) for row in rows)
 
 

@@ -208,7 +208,7 @@ def _pairs_of(row: Mapping[str, Any], letters: Mapping[str, str] | None, where: 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise BadInput(
             f"judging: {path} is not readable as JSON lines ({str(error).splitlines()[0]}), so there is nothing to rate. Give the sheet, filled in"

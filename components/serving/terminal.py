@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from components.schema.config import BadInput, Unavailable
 from components.schema.serving import ChatConfig, is_url
+from components.serving.lines import Lines
 
 Turns = list[dict[str, str]]
 HELP = "Type a message; /new starts over, /prompt shows what the model reads, /set temperature 0.8 changes an option, /quit leaves."
@@ -207,12 +208,12 @@ class _Endpoint:
             if reply.status_code != 200:
                 reply.read()
                 raise BadInput(f"chat: {self.root} answers {reply.status_code}: {_message(reply.text)}")
-            for line in reply.iter_lines():
-                if line.startswith("data: {"):
-                    chunk = json.loads(line.removeprefix("data: "))
-                    if "error" in chunk:
-                        raise BadInput(f"chat: {chunk['error']['message']}")
-                    yield from (choice["delta"].get("content") or "" for choice in chunk["choices"])
+            lines = Lines()
+            for line in (line for data in reply.iter_bytes() for line in lines.add(data) if line.startswith("data: {")):
+                chunk = json.loads(line.removeprefix("data: "))
+                if "error" in chunk:
+                    raise BadInput(f"chat: {chunk['error']['message']}")
+                yield from (choice["delta"].get("content") or "" for choice in chunk["choices"])
 
     def _asked(self, method: str, path: str, body: Any = None) -> Any:
         import httpx

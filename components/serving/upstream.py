@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from components.schema.config import BadInput, Unavailable
+from components.serving.lines import Lines
 from components.serving.protocol import ChatRequest, CompletionRequest, Generation, Refusal, TokenizeRequest
 from components.serving.replies import DONE, event
 from components.serving.turn import Turn
@@ -135,9 +136,11 @@ class _Passing:
 
     async def _events(self, reply: httpx.Response) -> AsyncIterator[bytes]:
         try:
-            async for line in reply.aiter_lines():
-                if line.startswith("data:") and (out := self._passed(line[5:].strip())):
-                    yield out
+            lines = Lines()
+            async for data in reply.aiter_bytes():
+                for line in lines.add(data):
+                    if line.startswith("data:") and (out := self._passed(line[5:].strip())):
+                        yield out
             yield DONE  # ours: not every server says it
         except httpx.HTTPError:
             self.turn.status = "502"

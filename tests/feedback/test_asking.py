@@ -63,6 +63,8 @@ def test_rows_with_answers_are_taken_as_they_are(tmp_path: Path) -> None:
     plain, pair = read_rows(tmp_path / "rows.jsonl", known=False)
     assert plain == {"prompt": [{"role": "user", "content": "q"}], "answers": [{"text": "x", "model": ""}, {"text": "y", "model": "m"}], "gold": None}
     assert [one["text"] for one in pair["answers"]] == ["good", "bad"] and pair["gold"] is None
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"prompt": "q\u2028r", "answers": ["x", "y\x85"]}, ensure_ascii=False) + "\n", encoding="utf-8")  # no end of a line
+    assert read_rows(tmp_path / "odd.jsonl", known=False)[0]["prompt"][0]["content"] == "q\u2028r"
     (tmp_path / "gold.jsonl").write_text(json.dumps({"prompt": "q", "answers": ["x", "y", "z"], "ranks": [5, 2, 2]}) + "\n" + json.dumps(given[1]) + "\n")
     assert [row["gold"] for row in read_rows(tmp_path / "gold.jsonl", known=True)] == [[2, 1, 1], [1, 2]]
 

@@ -1,5 +1,7 @@
 """An existing server behind ours: requests and streams pass through, with our names, limits, keys and counts."""
 
+import json
+
 import httpx
 import openai
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from components.schema.config import BadInput, Unavailable
 from components.schema.serving import ServeConfig
 from components.serving.upstream import Upstream, Vllm
-from tests.serving.conftest import until
+from tests.serving.conftest import events, until
 
 
 @pytest.fixture
@@ -69,6 +71,24 @@ def test_a_stream_that_breaks_off_is_told_within_the_stream(served, small, monke
     text = behind.ask(stream=True).text
     assert '"content":"a"' in text and '"code":"upstream_unavailable"' in text and "[DONE]" not in text
     until(lambda: upstream.busy_rows == 0)
+
+
+def test_a_line_separator_within_an_answer_passes_through_however_the_stream_is_cut(served):
+    text = "a\u2028b\x85c ü"
+    chunk = json.dumps({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]}, ensure_ascii=False)
+    sent = f"data: {chunk}\r\n\r\ndata: [DONE]\n\n".encode()
+
+    async def server(request):
+        async def parts():
+            for k in range(len(sent)):
+                yield sent[k : k + 1]
+
+        return httpx.Response(200, content=parts())
+
+    behind = served()
+    behind.endpoint.arms.main.version = Upstream("http://nowhere.invalid", "front", rows=1, transport=httpx.MockTransport(server))
+    (found,) = events(behind.ask(stream=True).text)
+    assert found["choices"][0]["delta"]["content"] == text
 
 
 def test_what_is_no_server_is_told(usual):

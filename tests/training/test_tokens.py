@@ -148,12 +148,12 @@ def test_ten_million_positions_are_laid_out_in_a_second_and_found_in_no_time():
     spread_evenly(np.array([1, 1]))  # compiled or loaded
     began = time.process_time()
     schedule = Schedule(mix, np.full(5, 10**6), steps=10**5, batch_size=100, seed=0)
-    assert time.process_time() - began < 5  # 0.5 s on an idle core
+    assert time.process_time() - began < 2  # 0.5 s on an idle core
     schedule.batch(99_999)
     began = time.process_time()
     for step in range(50_000, 50_200):
         schedule.batch(step)
-    assert time.process_time() - began < 3  # 0.1 s
+    assert time.process_time() - began < 0.5
 
 
 # ---------------------------------------------------------------- files

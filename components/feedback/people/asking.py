@@ -115,7 +115,7 @@ def _sampled(write: Write, asked: Sequence[Chat], each: int, seed: int) -> list[
 def read_rows(path: Path, known: bool) -> list[Row]:
     """Prompts with answers that are there already: `answers` (texts, or {"text", "model"}), and `ranks` where `known`; or chosen and rejected. Errors: BadInput."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise BadInput(f"feedback: {path} cannot be read ({str(error).splitlines()[0]}), so nothing is asked. Name a file of JSON lines") from None
     return [_row(line, known, f"feedback: {path}, row {number}") for number, line in enumerate(lines, start=1)]
