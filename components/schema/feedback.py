@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from components.schema.config import BadInput, Config, Name
-from components.schema.recipe import _assign, _explain
+from components.schema.config import Config, Name
+from components.schema.files import read_file
 
-C = TypeVar("C", bound=Config)
 CONNECTION = ("url", "key_variable", "concurrency", "timeout_s", "retries")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -116,21 +114,3 @@ class FeedbackConfig(Config):
         critic = {**defining["critic"], **surrounding["connection"]}
         critic.setdefault("model", surrounding.get("critic_model"))
         return cls.model_validate({**defining, **rest, "critic": critic})
-
-
-def read_file(kind: type[C], path: str | Path, sets: Sequence[str], name: str, example: str, compare: str) -> C:
-    """A YAML file as `kind`, with `a.b=value` overrides. Errors: BadInput with every problem; `name` begins it, `example` and `compare` show how it is done."""
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{name}: {path} cannot be read ({str(error).splitlines()[0]}), so there is nothing to do. Compare it with {compare}") from None
-    if not isinstance(raw, dict):
-        raise BadInput(f"{name}: {path} holds {type(raw).__name__}, not a mapping, so it says nothing. Compare it with {compare}")
-    for assignment in sets:
-        _assign(raw, assignment, example=example)
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        lines = [_explain(problem, kind) for problem in error.errors()]
-        raise BadInput(f"{name}: {path} has {len(lines)} problem(s); nothing was started:\n" + "\n".join(f"  - {line}" for line in lines)) from None

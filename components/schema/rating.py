@@ -12,7 +12,8 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from components.schema.config import Config, Name
-from components.schema.feedback import CONNECTION, CriticConfig, read_file
+from components.schema.feedback import CONNECTION, CriticConfig
+from components.schema.files import read_file
 
 MOST_MODELS = 26  # a letter each on a sheet for people
 

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Validati
 
 from components.schema.addresses import is_loopback
 from components.schema.config import BadInput, Config, Fraction
-from components.schema.feedback import read_file
+from components.schema.files import read_file
 
 URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 ENGINES = ("auto", "own", "vllm")
